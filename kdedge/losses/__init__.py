@@ -1,0 +1,12 @@
+"""The shelf of losses: each is the recipe's lesson and its formula in one class, one family a file.
+
+A lesson's fields are the keys that the recipe may write; calling it gives the loss. Nothing here imports torch: the
+formulas are methods of the tensors they are given, so `kdedge check` knows every key and its range without torch.
+"""
+
+from kdedge.losses.dense import MSE
+from kdedge.losses.logits import KD, CrossEntropy
+
+LOSSES = {"cross_entropy": CrossEntropy, "kd": KD, "mse": MSE}
+
+Lesson = CrossEntropy | KD | MSE

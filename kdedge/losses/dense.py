@@ -1,0 +1,25 @@
+"""Losses on the dense vector, the input of the head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from kdedge.losses.lesson import LessonFields
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class MSE(LessonFields):
+    """Mean squared error between the student's dense vector and the one it learns.
+
+    Malik et al. 2021, Eq. 2, divided by the width of the vector as in the authors' code, so that `weight` means the
+    same at every width. A member of a group is compared with its own chunk of the vector (Eq. 3).
+    """
+
+    what: Literal["dense"] = "dense"
+    loss: Literal["mse"] = "mse"
+
+    def __call__(self, student: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        """Scalar from student and target, float [batch, width]; `labels` are not looked at."""
+        return (student - target).square().mean()

@@ -1,0 +1,66 @@
+"""What `check` and `plan` need to know of every model, without torch. A test holds it against the built networks.
+
+A model is a backbone that turns an image into a dense vector; the head that turns the dense vector into logits is one
+linear layer, added when the network stands alone or heads a group (models/__init__.py). So the counts below are the
+backbone's, and a head adds (dense + 1) * classes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts about one model: what it sees, the width of its dense vector, and its size."""
+
+    image: tuple[int, int, int]  # channels, height, width
+    dense: int  # width of the dense vector, which is the input of the head
+    parameters: int  # of the backbone, without a head
+    source: str
+
+
+_TCN = "Malik et al. 2021, Tables 4 and 6"
+_TA = "Teaching assistants over TCN, architecture tables"
+_MNIST = (1, 28, 28)
+_CIFAR = (3, 32, 32)
+
+MODELS = {
+    "tcn-teacher": ModelInfo(_MNIST, 256, 2_378_368, _TCN),
+    "tcn-student-1": ModelInfo(_MNIST, 256, 92_080, _TCN),
+    "tcn-student-2": ModelInfo(_MNIST, 128, 46_376, _TCN),
+    "tcn-student-4": ModelInfo(_MNIST, 64, 22_168, _TCN),
+    "tcn-student-4x": ModelInfo(_MNIST, 64, 85_744, _TCN),
+    "kd-student": ModelInfo(_MNIST, 256, 92_080, _TCN),
+    "mlp-1200": ModelInfo(_MNIST, 1200, 2_383_200, "784-1200-1200, Hinton et al. 2015, section 3"),
+    "lenet5": ModelInfo(_CIFAR, 84, 61_156, "LeNet of the CIFAR-10 study (Bikhazi and Cosic)"),
+    "vgg16-bn": ModelInfo(_CIFAR, 512, 14_723_136, _TA),
+    "vgg-student-1": ModelInfo(_CIFAR, 512, 2_618_016, _TA),
+    "vgg-student-2": ModelInfo(_CIFAR, 256, 1_239_968, _TA),
+    "vgg-student-4": ModelInfo(_CIFAR, 128, 600_096, _TA),
+    "vgg-student-8": ModelInfo(_CIFAR, 64, 242_112, _TA),
+}
+
+MAX_HIDDEN = 65_536  # a wider layer is a typing mistake, not a small network
+
+
+def find(name: str) -> ModelInfo | None:
+    """Facts about the model `name`, or None when there is no such model. `mlp-H` stands for 784-H, H from 1 to 65,536."""
+    if name in MODELS:
+        return MODELS[name]
+    hidden = mlp_hidden(name)
+    return None if hidden is None else ModelInfo(_MNIST, hidden, 785 * hidden, "784-H, Khetarpaul et al., slides")
+
+
+def mlp_hidden(name: str) -> int | None:
+    """The hidden width H of a model called `mlp-H`, or None for every other name (mlp-1200 is a model of its own)."""
+    match = re.fullmatch(r"mlp-([1-9][0-9]{0,4})", name)
+    if match is None or name in MODELS or int(match[1]) > MAX_HIDDEN:
+        return None
+    return int(match[1])
+
+
+def names() -> list[str]:
+    """The names to suggest and to list, with `mlp-H` for the family."""
+    return [*MODELS, "mlp-H"]

@@ -1,0 +1,265 @@
+"""Run directories: what is in them, and how it gets there whole or not at all.
+
+    runs/tcn4/
+        run.json                        recipe, splits, versions and the stages this run consists of
+        stages/fit-teacher-3fa9.../     weights.safetensors, stage.json; the directory exists, or the stage did not happen
+        targets/9c41....safetensors     outputs of a finished network over the training views (a cache: may be deleted)
+        export/                         ONNX files and manifest.json
+        validation.json, bench.json
+
+Everything is written beside its final place, flushed to the disk, and renamed. Nothing here knows what a network is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kdedge.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TensorInfo(BaseModel):
+    """One input or output of an exported file; a free axis is given by its name."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class ExportedFile(BaseModel):
+    """One ONNX file of an export, with everything needed to check and run it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    network: str  # "teacher", "students", or "students.0" for a member
+    role: Literal["teacher", "member", "head", "merged"]
+    precision: Literal["fp32", "int8"]
+    path: str  # relative to the export folder
+    sha256: str
+    bytes: int
+    parameters: int
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+
+
+class Manifest(BaseModel):
+    """The table of contents of an export folder."""
+
+    model_config = ConfigDict(extra="allow")
+
+    format: Literal[1] = 1
+    recipe: str
+    files: list[ExportedFile]
+
+
+class StageRecord(BaseModel):
+    """One stage of a run: its name in the plan, its content key and its folder, relative to the run."""
+
+    name: str
+    key: str
+    folder: str
+
+
+class Run(BaseModel):
+    """run.json: what this run is made of. `path` is where it was found and is not part of the file."""
+
+    format: Literal[1] = 1
+    name: str
+    quick: bool
+    recipe: dict[str, Any]  # resolved: every default written out
+    data: dict[str, Any]  # name, origin, fingerprint, and the sample numbers of the validation and calibration splits
+    stages: list[StageRecord]
+    versions: dict[str, str]
+    path: Path = Path()
+
+    def write(self) -> None:
+        """Write run.json into the run's folder, in one piece."""
+        write_json(self.path / "run.json", self.model_dump(mode="json", exclude={"path"}))
+
+    def stage(self, name: str) -> Path:
+        """Folder of the finished stage `name`. Raises RunError when it is not finished or not part of the run."""
+        for record in self.stages:
+            if record.name == name:
+                folder = inside(self.path, record.folder)
+                if not (folder / "stage.json").is_file():
+                    raise RunError(f"{self.path}: stage '{name}' is not finished. Run `kdedge distill` again to go on.")
+                return folder
+        raise RunError(f"{self.path}: this run has no stage '{name}'")
+
+
+def open_run(path: Path) -> Run:
+    """The run in folder `path`. Raises RunError when there is none, or when run.json is not one of ours."""
+    file = path / "run.json"
+    if not file.is_file():
+        raise RunError(f"{path} is not a run: it has no run.json. Make one with `kdedge distill RECIPE`.")
+    return Run.model_validate({**_read(file, Run).model_dump(), "path": path})
+
+
+def newest_run(runs: Path) -> Path:
+    """The folder in `runs` whose run.json was written last. Raises RunError when there is none."""
+    found = sorted(runs.glob("*/run.json"), key=lambda file: file.stat().st_mtime_ns)
+    if not found:
+        raise RunError(f"No run in {runs}/. Make one with `kdedge distill RECIPE`, or name the run's folder.")
+    return found[-1].parent
+
+
+def read_manifest(run: Path) -> Manifest:
+    """The manifest of the run's export. Raises RunError when the run was not exported or the manifest is damaged."""
+    file = run / "export" / "manifest.json"
+    if not file.is_file():
+        raise RunError(f"{run} has no export: there is no {file}. Make one with `kdedge export --int8`.")
+    return _read(file, Manifest)
+
+
+def check_file(export: Path, file: ExportedFile) -> Path:
+    """Path of an exported file, after its size and SHA-256 were compared with the manifest. Raises RunError."""
+    path = inside(export, file.path)
+    if not path.is_file():
+        raise RunError(f"{path} is missing, though the manifest lists it. Export again.")
+    found = sha256(path)
+    if found != file.sha256:
+        raise RunError(f"{path} was changed: the manifest says SHA-256 {file.sha256}, the file has {found}. Export again.")
+    return path
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """A JSON object that kdedge wrote. Raises RunError when it cannot be read as one."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise RunError(f"{path} is damaged: expected a JSON object, found {type(document).__name__}")
+    return document
+
+
+def _read[T: BaseModel](path: Path, model: type[T]) -> T:
+    try:
+        return model.model_validate(read_document(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RunError(f"{path} is damaged: {where}: {first['msg']}") from None
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """`folder / relative`, refused when it would leave the folder: run files may come from somewhere else."""
+    path = (folder / relative).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise RunError(f"{relative!r} leads out of {folder}")
+    return folder / relative
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON document in one piece, readable by people, with a final newline."""
+    write_bytes(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file beside its place, flush it to the disk and rename it: readers see the old file or the new one.
+
+    Raises RunError when the disk is full or the folder cannot be written; nothing of the attempt is left behind.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}. What was finished before is kept.") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes `path` when the block ends well, and disappears when it does not.
+
+    A folder that was there before is replaced. Files written by others into the block's folder are flushed as well.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        for file in temporary.rglob("*"):
+            _flush(file)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            path.replace(old)
+            temporary.replace(path)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(path)
+        _flush(path.parent)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}. What was finished before is kept.") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold the run for this process. The lock goes with the process, so a kill leaves nothing to clean up."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{folder} is in use by another kdedge process. Wait for it, or choose another --runs.") from None
+        yield
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, in one piece."""
+    from safetensors.torch import save
+
+    write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+
+
+def load_tensors(path: Path, digest: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, on the CPU. Raises RunError when it is missing, damaged or not the one expected."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise RunError(f"{path} is missing. Delete its folder and run `kdedge distill` again to make it anew.")
+    if digest is not None and (found := sha256(path)) != digest:
+        raise RunError(f"{path} was changed: expected SHA-256 {digest}, found {found}. Delete its folder and distil again.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise RunError(f"{path} is damaged: {error}") from None
