@@ -21,7 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -29,6 +29,8 @@ from kdedge.errors import RunError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_Document = TypeVar("_Document", bound=BaseModel)
 
 
 class TensorInfo(BaseModel):
@@ -146,7 +148,7 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _read[T: BaseModel](path: Path, model: type[T]) -> T:
+def _read(path: Path, model: type[_Document]) -> _Document:
     try:
         return model.model_validate(read_document(path))
     except ValidationError as error:
