@@ -1,0 +1,86 @@
+"""The shelf of devices: each is a transport that puts files somewhere, runs runner.py there and brings its answer back.
+
+A transport is a function `run(job, files) -> answer`: `job` is the document that runner.py describes, `files` maps the
+paths that it uses to files here. Add one by adding its file and a line to DEVICES. What comes back was made by another
+machine, so it is held to the forms below before anyone reads it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from kdedge.devices import local
+from kdedge.errors import DeviceError
+
+Transport = Callable[[Mapping[str, Any], Mapping[str, Path]], dict[str, Any]]
+
+DEVICES: dict[str, Transport] = {"cpu": local.run}
+
+
+class GraphAnswer(BaseModel):
+    """What one graph says of n images."""
+
+    name: str
+    n: int
+    correct: int
+    predictions: list[int]
+
+
+class AccuracyAnswer(BaseModel):
+    """Answer to the task "accuracy"."""
+
+    device: dict[str, Any]
+    graphs: list[GraphAnswer]
+
+
+class FileLatencies(BaseModel):
+    """Every counted run of one file."""
+
+    name: str
+    latencies_ns: list[int] = Field(min_length=1)
+    warm_up_runs: int
+    settled: bool  # whether the warm-up ended because times had settled
+
+
+class LatencyAnswer(BaseModel):
+    """Answer to the task "latency"."""
+
+    device: dict[str, Any]
+    own_cpu_share: float  # of the wall time of the measurement
+    files: list[FileLatencies]
+
+
+class ColdAnswer(BaseModel):
+    """Answer to the task "cold"; no cold start for the empty runner."""
+
+    device: dict[str, Any]
+    cold_start_ms: float | None
+    peak_rss_bytes: int
+
+
+_Answer = TypeVar("_Answer", bound=BaseModel)
+
+
+def ask(device: str, job: Mapping[str, Any], files: Mapping[str, Path], form: type[_Answer]) -> _Answer:
+    """The answer of `device` to `job`, in the form that the task promises. Raises DeviceError."""
+    document = find(device)(job, files)
+    try:
+        return form.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DeviceError(f"{device}: the runner's answer is not usable: {where}: {first['msg']}") from None
+
+
+def find(device: str) -> Transport:
+    """The transport called `device`. Raises DeviceError when there is none."""
+    if device not in DEVICES:
+        near = difflib.get_close_matches(device, DEVICES, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise DeviceError(f"There is no device {device!r}.{hint} Devices: {', '.join(DEVICES)}.")
+    return DEVICES[device]

@@ -1,0 +1,73 @@
+"""This machine as a device: the runner in a fresh process, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdedge.errors import DeviceError
+
+RUNNER = Path(__file__).with_name("runner.py")
+TIMEOUT_S = 3600  # a job that takes longer hangs
+
+
+def run(job: Mapping[str, Any], files: Mapping[str, Path], timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    """The runner's answer to `job`. `files` maps the paths that the job uses to the files that belong there.
+
+    Raises DeviceError when the runner refuses the job, dies, takes longer than `timeout_s` or answers with no JSON.
+    """
+    with tempfile.TemporaryDirectory(prefix="kdedge-job-") as temporary:
+        folder = Path(temporary).resolve()
+        put(job, files, folder)
+        command = [sys.executable, RUNNER.name, "job.json"]
+        try:
+            done = subprocess.run(
+                command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s
+            )
+        except subprocess.TimeoutExpired:
+            raise DeviceError(f"{_what(job, files)} on this machine did not end within {timeout_s:g} s") from None
+        except OSError as error:
+            raise DeviceError(f"{sys.executable} cannot be started: {error.strerror}") from None
+    said = (done.stderr.strip().splitlines() or [""])[-1]
+    if done.returncode < 0:
+        number = -done.returncode
+        hint = ": not enough memory?" if number == signal.SIGKILL else ""
+        message = f"{_what(job, files)} was killed by signal {number} ({signal.strsignal(number)}){hint}"
+        raise DeviceError(f"{message} Last words: {said}" if said else message)
+    if done.returncode > 0:
+        raise DeviceError(f"{_what(job, files)} failed with exit code {done.returncode}: {said or 'it said nothing'}")
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        raise DeviceError(f"{_what(job, files)} answered with no JSON: {done.stdout[:80]!r}") from None
+    if not isinstance(answer, dict):
+        raise DeviceError(f"{_what(job, files)} answered with {type(answer).__name__}, expected a JSON object")
+    return answer
+
+
+def put(job: Mapping[str, Any], files: Mapping[str, Path], folder: Path) -> None:
+    """Copy the runner, the files and the job into `folder`. Raises DeviceError when one cannot go there."""
+    try:
+        shutil.copyfile(RUNNER, folder / RUNNER.name)
+        for name, source in files.items():
+            target = (folder / name).resolve()
+            if not target.is_relative_to(folder) or target.exists():
+                raise DeviceError(f"a job cannot have a file at {name!r}: it is taken, or out of the job's folder")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    except OSError as error:
+        raise DeviceError(f"the job cannot be written to {folder}: {error}") from None
+
+
+def _what(job: Mapping[str, Any], files: Mapping[str, Path]) -> str:
+    graphs = [name for name in files if name.endswith(".onnx")]
+    of = "" if not graphs else f" of {graphs[0]}" if len(graphs) == 1 else f" of {len(graphs)} files ({', '.join(graphs)})"
+    return f"The {job.get('task')} job{of}"

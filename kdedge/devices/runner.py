@@ -1,0 +1,370 @@
+"""What runs on the device: `python runner.py job.json` measures ONNX files and prints one JSON document on stdout.
+
+This one file needs Python, numpy and onnxruntime and nothing of kdedge, so that every device runs the same code. A job
+names its files by {"path", "sha256"}, relative to the job's folder; all are checked before anything is run.
+
+    {"task": "accuracy", "threads": 2, "images": FILE, "labels": FILE, "batch": 250,
+     "graphs": [{"name": "students head fp32", "members": [FILE, ...], "head": FILE or null}, ...]}
+    {"task": "latency", "threads": 1, "images": FILE, "seconds": 1.0, "min_runs": 100, "files": [{"name", ...FILE}, ...]}
+    {"task": "cold", "threads": 1, "images": FILE, "files": [] or [{"name", ...FILE}]}
+
+Images are .npy, uint8 [n, C, H, W]; labels .npy, integers [n]. Graphs take `image` (uint8) or, as a head, `dense`
+(float32) and give their outputs under the same names: `dense` or `logits`. A bad job ends with exit code 1 and one
+line on stderr. Times are of `InferenceSession.run` alone, on inputs prepared beforehand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+ROTATED_INPUTS = 64  # one input again and again would flatter the branch predictor and the caches
+BLOCK_NS = 20_000_000  # of one file between two others: long against the cost of the change, short against drift
+UNCOUNTED_RUNS = 3  # at the start of a block: they pay for the caches that the other file left behind
+WARM_UP_BLOCK_RUNS = 25
+WARM_UP_LIMIT_NS = 2_000_000_000
+SETTLED = 0.05  # two successive warm-up medians closer than this: the times have settled
+
+
+class JobError(Exception):
+    """The job cannot be done as it is written; `str()` is one line."""
+
+
+def main(arguments: list[str]) -> int:
+    """Do the job in the file named on the command line and print the answer."""
+    with contextlib.ExitStack() as stack:
+        # Only the answer may reach stdout, whatever native code prints: it goes to stderr meanwhile.
+        stdout = stack.enter_context(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+        os.dup2(2, 1)
+        try:
+            if len(arguments) != 1:
+                raise JobError(f"usage: python runner.py job.json, got {len(arguments)} arguments")
+            answer = run(Path(arguments[0]))
+        except JobError as error:
+            print(f"runner: {error}", file=sys.stderr)
+            return 1
+        json.dump(answer, stdout)
+    return 0
+
+
+def run(job_file: Path) -> dict[str, Any]:
+    """The answer to the job in `job_file`, with a description of the device. Raises JobError."""
+    try:
+        job = json.loads(job_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise JobError(f"{job_file} cannot be read: {error}") from None
+    task = need(job, "task", str)
+    if task not in TASKS:
+        raise JobError(f"job: task: expected one of {', '.join(TASKS)}, given {task!r}")
+    described = device()  # before the work, which heats and loads the machine
+    job["folder"] = job_file.resolve().parent
+    return {"device": described, **TASKS[task](job)}
+
+
+def accuracy(job: dict[str, Any]) -> dict[str, Any]:
+    """For each graph: how many of the n images it gets right, and what it says of each."""
+    images, labels = load(job, "images"), load(job, "labels")
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise JobError(f"job: labels: expected {len(images)} integers, found {labels.dtype} {list(labels.shape)}")
+    batch = need(job, "batch", int)
+    if batch < 1:
+        raise JobError(f"job: batch: expected at least 1, given {batch}")
+    graphs = []
+    for graph in need(job, "graphs", list):
+        members = [locate(job, member) for member in need(graph, "members", list)]
+        head = need(graph, "head", dict, type(None))
+        if not members or (head is None and len(members) > 1):
+            raise JobError(f"job: {need(graph, 'name', str)}: several members need a head, given {len(members)} members")
+        graphs.append((need(graph, "name", str), members, head and locate(job, head)))
+
+    answers = []
+    for name, members, head in graphs:
+        said = predict(members, head, images, batch, need(job, "threads", int))
+        answers.append(
+            {
+                "name": name,
+                "n": len(images),
+                "correct": int((said == labels).sum()),
+                "predictions": said.tolist(),
+            }
+        )
+    return {"graphs": answers}
+
+
+def predict(members: list[Path], head: Path | None, images: np.ndarray, batch: int, threads: int) -> np.ndarray:
+    """Class of each image, int [n]: a whole network, or members whose outputs are joined and fed to the head."""
+    sessions = [session(path, threads) for path in members]
+    last = session(head, threads) if head else None
+    said = np.empty(len(images), np.int64)
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        outputs = [infer(one, path, {"image": part}) for one, path in zip(sessions, members, strict=True)]
+        logits = infer(last, head, {"dense": np.concatenate(outputs, axis=1)}) if last and head else outputs[0]
+        if logits.ndim != 2 or len(logits) != len(part):
+            raise JobError(f"{(head or members[0]).name}: expected logits [{len(part)}, classes], got {logits.shape}")
+        if not np.isfinite(logits).all():
+            raise JobError(f"{(head or members[0]).name}: logits that are not finite for images from {start}")
+        said[start : start + batch] = logits.argmax(axis=1)
+    return said
+
+
+def latency(job: dict[str, Any]) -> dict[str, Any]:
+    """Nanoseconds of every counted run of each file, batch 1.
+
+    The files take turns in short blocks, forwards and backwards, so that drift of clock and temperature hits all
+    alike. `own_cpu_share` is below 1 when something else held this thread's core.
+    """
+    images, files = load(job, "images"), named_files(job)
+    seconds, min_runs = need(job, "seconds", int, float), need(job, "min_runs", int)
+    sessions = [session(path, need(job, "threads", int)) for _, path in files]
+    feeds = [inputs(one, images) for one in sessions]
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    warm = [warm_up(one, path, feed) for one, (_, path), feed in zip(sessions, files, feeds, strict=True)]
+
+    took: list[list[int]] = [[] for _ in files]
+    spent_ns = [0] * len(files)
+    order = list(range(len(files)))
+    wall_start, cpu_start = time.perf_counter_ns(), time.thread_time_ns()
+    while any(spent_ns[i] < seconds * 1e9 or len(took[i]) < min_runs for i in order):
+        for i in order:
+            started = time.perf_counter_ns()
+            block(sessions[i], feeds[i], took[i])
+            spent_ns[i] += time.perf_counter_ns() - started
+        order.reverse()
+    wall_ns, cpu_ns = time.perf_counter_ns() - wall_start, time.thread_time_ns() - cpu_start
+    return {
+        "own_cpu_share": cpu_ns / max(1, wall_ns),
+        "files": [
+            {"name": name, "latencies_ns": took[i], "warm_up_runs": warm[i][0], "settled": warm[i][1]}
+            for i, (name, _) in enumerate(files)
+        ],
+    }
+
+
+def block(one: onnxruntime.InferenceSession, feeds: list[dict[str, np.ndarray]], took_ns: list[int]) -> None:
+    """Run for BLOCK_NS, at least once, and append what each run took. This loop is what kdedge calls latency."""
+    clock, call, count = time.perf_counter_ns, one.run, len(feeds)
+    for i in range(UNCOUNTED_RUNS):
+        call(None, feeds[i % count])
+    i, now = len(took_ns), clock()
+    end = now + BLOCK_NS
+    while now < end:
+        feed = feeds[i % count]
+        before = clock()
+        call(None, feed)
+        now = clock()
+        took_ns.append(now - before)
+        i += 1
+
+
+def warm_up(one: onnxruntime.InferenceSession, path: Path, feeds: list[dict[str, np.ndarray]]) -> tuple[int, bool]:
+    """Run in blocks until the median settles, or for WARM_UP_LIMIT_NS: how many runs, and whether it settled."""
+    end = time.perf_counter_ns() + WARM_UP_LIMIT_NS
+    runs, previous = 0, None
+    while True:
+        took_ns = []
+        for _ in range(WARM_UP_BLOCK_RUNS):
+            feed = feeds[runs % len(feeds)]
+            before = time.perf_counter_ns()
+            infer(one, path, feed)
+            took_ns.append(time.perf_counter_ns() - before)
+            runs += 1
+        median = statistics.median(took_ns)
+        settled = previous is not None and abs(median - previous) <= SETTLED * previous
+        if settled or (previous is not None and time.perf_counter_ns() > end):
+            return runs, settled
+        previous = median
+
+
+def cold(job: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds from before the session is made to after its first run, and peak RSS of this fresh process.
+
+    The file was just read for its hash, so it comes from the page cache. Without a file: the empty runner, which has
+    loaded Python, numpy, onnxruntime and the images.
+    """
+    images, files = load(job, "images"), named_files(job)
+    if len(files) > 1:
+        raise JobError(f"job: files: a cold start is of one file or of none, given {len(files)}")
+    cold_start_ms = None
+    for _, path in files:
+        started = time.perf_counter_ns()
+        one = session(path, need(job, "threads", int))
+        infer(one, path, inputs(one, images)[0])
+        cold_start_ms = (time.perf_counter_ns() - started) / 1e6
+    return {"cold_start_ms": cold_start_ms, "peak_rss_bytes": peak_rss_bytes()}
+
+
+TASKS = {"accuracy": accuracy, "latency": latency, "cold": cold}
+
+
+def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    """A session on the CPU with exactly `threads` threads, whatever the number of cores."""
+    if threads < 1:
+        raise JobError(f"job: threads: expected at least 1, given {threads}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common base for its own
+        raise JobError(f"{path.name} cannot be loaded: {one_line(error)}") from None
+
+
+def infer(one: onnxruntime.InferenceSession, path: Path, feed: dict[str, np.ndarray]) -> np.ndarray:
+    """The first output of one run."""
+    try:
+        return np.asarray(one.run(None, feed)[0])
+    except Exception as error:
+        raise JobError(f"{path.name} cannot be run: {one_line(error)}") from None
+
+
+def inputs(one: onnxruntime.InferenceSession, images: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Feeds of batch 1: the first images, or for a head, dense vectors drawn from a normal distribution (seed 0)."""
+    wanted = one.get_inputs()[0]
+    if wanted.name == "image":
+        return [{"image": np.ascontiguousarray(image[None])} for image in images[:ROTATED_INPUTS]]
+    width = wanted.shape[-1]
+    if wanted.name != "dense" or not isinstance(width, int):
+        raise JobError(f"expected an input `image` or `dense` of known width, found {wanted.name!r} {wanted.shape}")
+    random = np.random.default_rng(0)
+    return [{"dense": random.standard_normal((1, width), np.float32)} for _ in range(ROTATED_INPUTS)]
+
+
+def named_files(job: dict[str, Any]) -> list[tuple[str, Path]]:
+    """The job's files, checked."""
+    return [(need(file, "name", str), locate(job, file)) for file in need(job, "files", list)]
+
+
+def load(job: dict[str, Any], key: str) -> np.ndarray:
+    """The array in the file that `job[key]` names; images are held to their form here."""
+    path = locate(job, need(job, key, dict))
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise JobError(f"{path.name} cannot be read: {one_line(error)}") from None
+    if not isinstance(array, np.ndarray) or (
+        key == "images" and (array.dtype != np.uint8 or array.ndim != 4 or not len(array))
+    ):
+        raise JobError(f"{path.name}: expected uint8 [n, C, H, W] with n at least 1")
+    return array
+
+
+def locate(job: dict[str, Any], entry: Any) -> Path:
+    """Path of a file of the job, after its place and its SHA-256 were checked."""
+    name, digest = need(entry, "path", str), need(entry, "sha256", str)
+    folder: Path = job["folder"]
+    path = folder / name
+    if not path.resolve().is_relative_to(folder):
+        raise JobError(f"job: path {name!r} leads out of the job's folder")
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise JobError(f"{name} cannot be read: {error.strerror}") from None
+    if found != digest:
+        raise JobError(f"{name} is not the file that was sent: SHA-256 {found}, expected {digest}")
+    return path
+
+
+def need(mapping: Any, key: str, *kinds: type) -> Any:
+    """`mapping[key]`, when it is there and of one of the types."""
+    if not isinstance(mapping, dict) or key not in mapping:
+        raise JobError(f"job: expected an object with {key!r}, given {one_line(mapping)[:80]}")
+    value = mapping[key]
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise JobError(f"job: {key}: expected {' or '.join(kind.__name__ for kind in kinds)}, given {value!r:.80}")
+    return value
+
+
+def device() -> dict[str, Any]:
+    """What this runs on; what cannot be read is null."""
+    cpuinfo = read("/proc/cpuinfo") or ""
+    frequency_khz = read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+    mhz = float(frequency_khz) / 1000 if frequency_khz else cpuinfo_value(cpuinfo, "cpu MHz")
+    temperatures = [read(str(zone)) for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "cpu": cpuinfo_value(cpuinfo, "model name", "Model", "Hardware") or platform.processor() or None,
+        "cpu_class": cpu_class(cpuinfo, platform.machine()),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "affinity": len(affinity(0)) if affinity else None,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "providers": ["CPUExecutionProvider"],
+        "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "frequency_mhz": float(mhz) if mhz else None,
+        "temperature_celsius": max((int(t) / 1000 for t in temperatures if t), default=None),
+        "load_average_1min": os.getloadavg()[0],
+    }
+
+
+def cpu_class(cpuinfo: str, machine: str) -> str:
+    """Which int8 arithmetic a CPU has, from the text of /proc/cpuinfo and `platform.machine()`.
+
+    x86 without VNNI adds pairs of 8-bit products in 16 bits, which saturates: the same int8 file gives other logits
+    there than on the exact classes (x86-vnni and both arm64).
+    """
+    if machine.lower() in ("x86_64", "amd64", "i686"):
+        flags = set((cpuinfo_value(cpuinfo, "flags") or "").split())
+        if flags & {"avx512_vnni", "avx_vnni"}:
+            return "x86-vnni"
+        return "x86-avx2" if "avx2" in flags else "x86-sse" if "sse2" in flags else "unknown"
+    if machine.lower() in ("aarch64", "arm64"):
+        features = set((cpuinfo_value(cpuinfo, "Features") or "").split())
+        return "arm64-dotprod" if "asimddp" in features else "arm64" if "asimd" in features else "unknown"
+    return "unknown"
+
+
+def cpuinfo_value(cpuinfo: str, *keys: str) -> str | None:
+    """Value of the first line `key : value` with one of the keys, in the order of the keys."""
+    lines = [line.partition(":") for line in cpuinfo.splitlines()]
+    return next((value.strip() for key in keys for name, _, value in lines if name.strip() == key), None)
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process.
+
+    VmHWM first: ru_maxrss survives exec on Linux, so a child of a big process reports its parent's size.
+    """
+    peak_kib = cpuinfo_value(read("/proc/self/status") or "", "VmHWM")
+    if peak_kib:
+        return int(peak_kib.split()[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def read(path: str) -> str | None:
+    """Text of a small system file without its last newline, or None where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def one_line(problem: object) -> str:
+    """The text of an error or a value on one line: what reads stderr shows its last line."""
+    return " ".join(str(problem).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,275 @@
+"""The story of `distill`: for each stage of the plan that is not finished, run it and commit it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from kdedge import store
+from kdedge.data.batches import Samples, Views, stable_seed
+from kdedge.data.load import Dataset, load
+from kdedge.data.splits import Splits, split
+from kdedge.errors import Interrupted, KdedgeError
+from kdedge.fit import Seen, Taught, fit
+from kdedge.losses import CrossEntropy
+from kdedge.models.network import Network, count_parameters
+from kdedge.networks import finished_network, new_network
+from kdedge.plan import Stage, plan
+from kdedge.progress import Quiet
+from kdedge.recipe import Fit, Recipe
+from kdedge.recipe import quick as made_quick
+from kdedge.targets import Targets, targets
+
+
+def distill(
+    recipe: Recipe,
+    *,
+    runs: Path | str = "runs",
+    device: str = "auto",
+    data_dir: Path | None = None,
+    quick: bool = False,
+    checkpoint_every_s: float = 30.0,
+    progress: Quiet | None = None,
+) -> store.Run:
+    """Carry out the recipe in the folder `runs`/<recipe name>, going on from whatever is finished there.
+
+    `device` is auto, cpu or cuda; `quick` takes a small subset and few steps, to try the chain. Raises KdedgeError.
+    """
+    progress = progress or Quiet()
+    recipe = made_quick(recipe) if quick else recipe
+    compute = _device(device)
+    dataset = load(recipe.data.name, data_dir)
+    wanted = recipe.data
+    cut = split(len(dataset.train_labels), wanted.split_seed, wanted.validation, wanted.calibration, wanted.limit)
+    stages = plan(recipe, f"{dataset.fingerprint}/{cut.fingerprint}")
+    run = _describe(Path(runs) / recipe.name, recipe, quick, dataset, cut, stages)
+    _keep_freed_memory()
+    with store.lock(run.path), _interruptible() as stop:
+        run.write()
+        views = Views(wanted.augment.flip, wanted.augment.shift)
+        train, validation = (
+            Samples.to(compute, dataset.train_images[part], dataset.train_labels[part], dataset.info, views)
+            for part in (cut.train, cut.validation)
+        )
+        work = Work(run, recipe, stages, train, validation, checkpoint_every_s, progress, stop)
+        for stage in stages:
+            if (run.path / stage.folder).is_dir():
+                progress.note(f"{stage.name}: finished before")
+            elif found := _take_over(run.path, stage.folder):
+                progress.note(f"{stage.name}: taken over from {found}")
+            else:
+                carry_out(work, stage)
+    return run
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that the stages of one run share."""
+
+    run: store.Run
+    recipe: Recipe
+    stages: list[Stage]
+    train: Samples
+    validation: Samples
+    checkpoint_every_s: float
+    progress: Quiet
+    stop: Callable[[], bool]
+
+    def finished(self, network: str) -> tuple[Network, Stage]:
+        """A network that others learn from, on the compute device, and the stage that gave it its final weights."""
+        stage = [stage for stage in self.stages if stage.network == network][-1]
+        return finished_network(self.run, self.recipe, network, stage.name).to(self.train.images.device), stage
+
+
+def carry_out(work: Work, stage: Stage) -> None:
+    """Train one stage and commit it: its folder appears whole, and only then does its checkpoint go."""
+    began = time.monotonic()
+    checkpoint = work.run.path / f"{stage.folder}.checkpoint"
+    scratch = work.run.path / f"{stage.folder}.dense"  # the frozen members' outputs, of use to this stage alone
+
+    def watch(seen: Seen) -> None:
+        accuracy = "" if seen.validation_accuracy is None else f"  val {seen.validation_accuracy:.2f}%"
+        detail = f"epoch {seen.epoch}/{seen.epochs}  loss {seen.loss:.4f}  {seen.images_per_s:,.0f} img/s{accuracy}"
+        work.progress.update(stage.name, seen.step, seen.steps, detail)
+
+    try:
+        network, settings, taught, frozen = _prepare(work, stage, scratch)
+        history = fit(
+            network,
+            taught,
+            work.train,
+            work.validation,
+            settings,
+            seed=stable_seed(work.recipe.seed, stage.network, stage.kind),
+            checkpoint=checkpoint,
+            checkpoint_every_s=work.checkpoint_every_s,
+            watch=watch,
+            stop=work.stop,
+            frozen=frozen,
+        )
+    except KeyboardInterrupt:
+        kept = [other.name for other in work.stages if (work.run.path / other.folder).is_dir()]
+        kept += [f"'{stage.name}' up to its last checkpoint"] if checkpoint.is_file() else []
+        raise Interrupted(
+            f"Stopped in '{stage.name}'. Kept in {work.run.path}: {', '.join(kept) or 'nothing yet'}. "
+            "Run the same command again to go on from there."
+        ) from None
+    finally:
+        work.progress.finish()
+    with store.new_folder(work.run.path / stage.folder) as folder:
+        store.save_tensors(folder / "weights.safetensors", network.state_dict())
+        record = {
+            "name": stage.name,
+            "key": stage.key,
+            "parents": list(stage.parents),
+            "weights_sha256": store.sha256(folder / "weights.safetensors"),
+            "parameters": count_parameters(network),
+            "history": history,
+            "seconds": round(time.monotonic() - began, 1),
+            "device": str(work.train.images.device),
+            "versions": work.run.versions,
+        }
+        store.write_json(folder / "stage.json", record)
+    checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Taught, Targets | None]:
+    """What `fit` needs for a stage: the network, its settings, its lessons, and its frozen dense vectors if only the
+    head learns."""
+    described = work.recipe.networks[stage.network]
+    device = work.train.images.device
+    if stage.kind == "fine-tune":
+        assert described.head is not None
+        epochs, lr = described.head.fine_tune_epochs, described.head.fine_tune_lr
+        settings = Fit(epochs=epochs, batch_size=described.fit.batch_size, lr=lr)
+        network = finished_network(work.run, work.recipe, stage.network, stage.parents[0]).to(device)
+        # Malik et al. 2021, Eq. 6: cross-entropy on the labels, the students frozen.
+        return network, settings, [(CrossEntropy(), None)], _outputs(work, network, stage.network, scratch, epochs)
+
+    settings = described.fit
+    network = new_network(work.recipe, stage.network).to(device)
+    if described.head is not None:
+        network.head.load_state_dict(work.finished(described.head.source)[0].head.state_dict())
+    sources: dict[str, Targets] = {}
+    for lesson in described.learns:
+        if lesson.source != "labels" and lesson.source not in sources:
+            teacher, taught_by = work.finished(lesson.source)
+            folder = f"targets/{taught_by.key[:16]}"
+            if not (work.run.path / folder).is_dir():
+                _take_over(work.run.path, folder)
+            sources[lesson.source] = _outputs(work, teacher, lesson.source, work.run.path / folder, settings.epochs)
+    return network, settings, [(lesson, sources.get(lesson.source)) for lesson in described.learns], None
+
+
+def _outputs(work: Work, network: Network, name: str, folder: Path, epochs: int) -> Targets:
+    began = time.monotonic()
+
+    def watch(done: int, total: int) -> None:
+        if work.stop():
+            raise KeyboardInterrupt
+        rate = done * len(network.members) / (time.monotonic() - began)
+        work.progress.update(f"outputs of {name}", done, total, f"{rate:,.0f} img/s")
+
+    return targets(network, work.train, folder, epochs=epochs, progress=watch)
+
+
+def _describe(
+    path: Path, recipe: Recipe, quick: bool, dataset: Dataset, cut: Splits, stages: list[Stage]
+) -> store.Run:
+    data = {
+        "name": dataset.name,
+        "origin": dataset.origin,
+        "fingerprint": dataset.fingerprint,
+        "train": len(cut.train),
+        "test": len(dataset.test_labels),
+        "validation": cut.validation.tolist(),
+        "calibration": cut.calibration.tolist(),
+    }
+    return store.Run(
+        name=recipe.name,
+        quick=quick,
+        recipe=recipe.resolved(),
+        data=data,
+        stages=[store.StageRecord(name=stage.name, key=stage.key, folder=stage.folder) for stage in stages],
+        versions={
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("kdedge", "torch", "numpy")},
+        },
+        path=path,
+    )
+
+
+def _take_over(run: Path, relative: str) -> Path | None:
+    """The same finished folder of a sibling run, linked or copied into this one; the sibling's path, or None."""
+    for found in sorted(run.parent.glob(f"*/{relative}")):
+        with store.new_folder(run / relative) as folder:
+            shutil.copytree(found, folder, copy_function=_link, dirs_exist_ok=True)
+        return found
+    return None
+
+
+def _link(source: str, target: str) -> None:
+    """Finished files are never written again, so a hard link is as good as a copy; not every file system has them."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise KdedgeError("--device cuda: torch finds no usable GPU here. Use --device cpu, or auto to take what there is.")
+        # Resuming promises the same bytes; cuBLAS keeps it only with a fixed workspace.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return torch.device(name)
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory. By default it returns every large tensor to the system at once, and each step
+    pays for its pages anew: 768 against 1,186 images/s for the TCN teacher on 2 cores (docs/lab-notes.md)."""
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # the numbers of mallopt(3)
+    libc.mallopt(mmap_threshold, 1 << 30)
+    libc.mallopt(trim_threshold, (1 << 31) - 1)
+    libc.mallopt(top_pad, 1 << 26)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Within the block, Ctrl-C and SIGTERM only raise a flag, so that a stage can save itself between two steps. A
+    second Ctrl-C stops at once. Elsewhere than in the main thread signals are left alone."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(signum: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

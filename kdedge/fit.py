@@ -1,0 +1,220 @@
+"""The one training loop. Teacher, assistant, student, group and merge head differ in the model and in the lessons."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdedge.data.batches import Batch, Samples, batches, normalise, stable_seed
+from kdedge.errors import RunError, TrainingError
+from kdedge.losses import Lesson
+from kdedge.models.network import Network
+from kdedge.recipe import Fit
+from kdedge.store import write_bytes
+from kdedge.targets import Targets
+
+CHECK_EVERY_STEPS = 20  # reading a loss waits for the device, so losses are looked at this often
+VALIDATION_BATCH = 500
+
+Taught = Sequence[tuple[Lesson, Targets | None]]  # each lesson, and whom it learns from (None: the labels)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the loop shows to whoever watches."""
+
+    epoch: int  # from 1
+    epochs: int
+    step: int  # done, over all epochs
+    steps: int
+    loss: float  # mean over this epoch so far
+    images_per_s: float  # times the number of members, so that groups of all sizes compare
+    validation_accuracy: float | None = None  # percent, at the end of an epoch
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds beside weights and optimizer."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)  # of this epoch
+    history: list[dict[str, float]] = field(default_factory=list)  # one entry an epoch
+
+
+def fit(
+    network: Network,
+    taught: Taught,
+    train: Samples,
+    validation: Samples,
+    settings: Fit,
+    *,
+    seed: int,
+    checkpoint: Path,
+    checkpoint_every_s: float,
+    watch: Callable[[Seen], None],
+    stop: Callable[[], bool],
+    frozen: Targets | None = None,
+) -> list[dict[str, float]]:
+    """Train `network` in place; returns loss, validation accuracy in percent and seconds of each epoch.
+
+    The objective is the weighted sum of the lessons. With `frozen`, the dense vectors of the finished members, only the
+    head learns. Order and views are pure functions of seed, epoch and sample: a run that was killed goes on from
+    `checkpoint` and ends in the same bytes. When `stop` says so, it saves and raises KeyboardInterrupt. Raises
+    TrainingError when a loss is not a number.
+    """
+    device = train.images.device
+    optimizer = _optimizer(_learning(network, taught, frozen), settings)
+    epoch_steps = math.ceil(len(train) / settings.batch_size)
+    steps = settings.epochs * epoch_steps
+    state = _resume(checkpoint, network, optimizer)
+    pending: list[Tensor] = []  # losses still on the device
+    began = saved_at = time.monotonic()
+    first_step = state.step
+
+    def show(accuracy: float | None = None) -> None:
+        images = min((state.step - first_step) * settings.batch_size, settings.epochs * len(train))
+        rate = images * len(network.members) / (time.monotonic() - began)
+        loss = _mean(state.losses) if state.losses else math.nan
+        watch(Seen(epoch + 1, settings.epochs, state.step, steps, loss, rate, accuracy))
+
+    for epoch in range(state.step // epoch_steps, settings.epochs):
+        network.train()
+        started = time.monotonic()
+        order = batches(len(train), train.views, settings.batch_size, seed=seed, epoch=epoch, device=device)
+        for batch in order[state.step % epoch_steps :]:
+            torch.manual_seed(stable_seed(seed, "step", state.step))  # for dropout
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at(settings, state.step, steps)
+            loss = objective(network, taught, train, batch, frozen)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            state.step += 1
+            pending.append(loss.detach())
+            if len(pending) == CHECK_EVERY_STEPS or state.step % epoch_steps == 0 or stop():
+                _read(pending, state, settings, steps, checkpoint)
+                show()
+                if state.step % epoch_steps and (stop() or time.monotonic() - saved_at > checkpoint_every_s):
+                    _save(checkpoint, network, optimizer, state)
+                    saved_at = time.monotonic()
+            if stop() and state.step % epoch_steps:
+                raise KeyboardInterrupt
+        reached = accuracy(network, validation)
+        show(reached)
+        state.history.append(
+            {"loss": _mean(state.losses), "validation_accuracy": reached, "seconds": time.monotonic() - started}
+        )
+        state.losses = []
+        if state.step < steps and (stop() or time.monotonic() - saved_at > checkpoint_every_s):
+            _save(checkpoint, network, optimizer, state)
+            saved_at = time.monotonic()
+            if stop():
+                raise KeyboardInterrupt
+    network.eval()
+    return state.history
+
+
+def objective(
+    network: Network, taught: Taught, data: Samples, batch: Batch, frozen: Targets | None = None
+) -> Tensor:
+    """Weighted sum of the lessons on one batch, a scalar. A live teacher runs once, for all siblings and lessons."""
+    sources = {id(source): source for _, source in taught if source is not None}
+    labels = data.labels[batch.samples]
+    images = None
+    if any(source is None or source.needs_images for source in (frozen, *sources.values())):
+        images = data.seen(batch.samples, batch.views)
+    known = {number: source(batch, images) for number, source in sources.items()}
+    # bf16 where the hardware multiplies it; everything after the network is float32 again.
+    with torch.autocast("cuda", torch.bfloat16, enabled=labels.is_cuda and torch.cuda.is_bf16_supported()):
+        dense = frozen(batch, images)["dense"] if frozen is not None else network.dense(images)
+        outputs = {"dense": dense}
+        if any(lesson.what == "logits" for lesson, _ in taught):
+            outputs["logits"] = network.head(dense)
+    total = labels.new_zeros((), dtype=torch.float32)
+    for lesson, source in taught:
+        target = None if source is None else known[id(source)][lesson.what]
+        total = total + lesson.weight * lesson(outputs[lesson.what].float(), target, labels)
+    return total
+
+
+def accuracy(network: Network, data: Samples) -> float:
+    """Share of `data`, as it is (view 0), whose label gets the highest logit, in percent."""
+    network.eval()
+    right = torch.zeros((), dtype=torch.int64, device=data.images.device)
+    with torch.no_grad():
+        for images, labels in zip(data.images.split(VALIDATION_BATCH), data.labels.split(VALIDATION_BATCH), strict=True):
+            right += (network(normalise(images, data.info)).argmax(1) == labels).sum()
+    return 100 * right.item() / len(data)
+
+
+def lr_at(settings: Fit, step: int, steps: int) -> float:
+    """Learning rate of step 0 <= step < steps: a linear warm-up, then constant or half a cosine down to zero."""
+    warm = settings.warmup * steps
+    if step < warm:
+        return settings.lr * (step + 1) / (warm + 1)
+    if settings.schedule == "constant":
+        return settings.lr
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+
+
+def _learning(network: Network, taught: Taught, frozen: Targets | None) -> nn.Module:
+    """What the optimizer may touch: a head without a lesson on logits gets no gradient, and must not decay either."""
+    if frozen is not None:
+        return network.head
+    return network if any(lesson.what == "logits" for lesson, _ in taught) else network.members
+
+
+def _optimizer(learning: nn.Module, settings: Fit) -> torch.optim.Optimizer:
+    parameters = list(learning.parameters())
+    if settings.optimizer == "sgd":
+        nesterov = settings.momentum > 0
+        return torch.optim.SGD(
+            parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=nesterov, fused=True
+        )
+    return torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay, fused=True)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _read(pending: list[Tensor], state: _State, settings: Fit, steps: int, checkpoint: Path) -> None:
+    """Move the pending losses into the state. Raises TrainingError at the first that is not a number."""
+    values = torch.stack(pending).tolist()
+    for step, value in enumerate(values, state.step - len(values)):
+        if not math.isfinite(value):
+            kept = f"The last good checkpoint is {checkpoint}." if checkpoint.is_file() else "No checkpoint was made yet."
+            raise TrainingError(
+                f"The loss became {value} at step {step + 1} of {steps} (epoch {step * settings.epochs // steps + 1}), "
+                f"learning rate {lr_at(settings, step, steps):.3g}. {kept} Try a lower `lr`, or a `warmup`."
+            )
+    state.losses += values
+    pending.clear()
+
+
+def _save(checkpoint: Path, network: Network, optimizer: torch.optim.Optimizer, state: _State) -> None:
+    content = io.BytesIO()
+    torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(), **asdict(state)}, content)
+    write_bytes(checkpoint, content.getvalue())
+
+
+def _resume(checkpoint: Path, network: Network, optimizer: torch.optim.Optimizer) -> _State:
+    """Weights, optimizer and state of the checkpoint, if there is one."""
+    if not checkpoint.is_file():
+        return _State()
+    try:
+        saved: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        return _State(saved["step"], saved["losses"], saved["history"])
+    except (RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as error:
+        raise RunError(f"{checkpoint} is damaged ({error}). Delete it to start this stage again.") from None

@@ -1,0 +1,40 @@
+"""VGG16 with batch norm and the four students of "Teaching assistants over TCN", for 3x32x32 images.
+
+A number is a 3x3 convolution of that many filters (padded by 1) with batch norm and ReLU, M a 2x2 max-pool.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from kdedge.models.layers import ReLUMaxPool, relu
+
+
+def vgg(spec: str, dense: int | None) -> nn.Sequential:
+    """Convolutions of `spec`, average over what is left of the image, then a linear layer of width `dense` if given.
+
+    Float [batch, 3, 32, 32] to [batch, dense or the last number of filters].
+    """
+    layers: list[nn.Module] = []
+    channels, tokens = 3, spec.split()
+    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+        if token == "M":
+            layers.append(ReLUMaxPool() if layers and isinstance(layers[-1], nn.BatchNorm2d) else nn.MaxPool2d(2))
+            continue
+        layers += [nn.Conv2d(channels, int(token), 3, padding=1), nn.BatchNorm2d(int(token))]
+        if following != "M":
+            layers.append(relu())
+        channels = int(token)
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    if dense is not None:
+        layers.append(nn.Linear(channels, dense))
+    return nn.Sequential(*layers)
+
+
+BACKBONES = {
+    "vgg16-bn": lambda: vgg("64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512 M", None),
+    "vgg-student-1": lambda: vgg("32 32 M 64 64 M 128 128 M 256 256 M 512 M", 512),
+    "vgg-student-2": lambda: vgg("32 32 M 64 64 M 128 128 M 256 256 M M", 256),
+    "vgg-student-4": lambda: vgg("32 M 32 M 64 64 M 128 128 M 128 128 M", 128),
+    "vgg-student-8": lambda: vgg("32 32 M 32 32 M 32 64 M 64 64 M 64 64 64 M", None),
+}

@@ -1,0 +1,95 @@
+"""Recipe -> the stages that carry it out, with their content keys and parents. Pure: no torch, no files, no clock."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kdedge.data.catalog import DATASETS
+from kdedge.models.catalog import find
+from kdedge.recipe import Network, Recipe
+
+# Part of every key. Raise it when the meaning of a stage changes: a new initialisation, order of batches, view, loss.
+TRAINING_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage. Two stages with the same key would give the same weights, byte for byte, on one machine."""
+
+    name: str  # "fit students", "fine-tune students.head"
+    kind: Literal["fit", "fine-tune"]
+    network: str
+    parents: tuple[str, ...]  # names of the stages whose weights it reads
+    key: str  # hex SHA-256 of config, parents' keys, data and seed
+
+    @property
+    def folder(self) -> str:
+        """Folder of the finished stage, relative to the run."""
+        return f"stages/{self.name.replace(' ', '-')}-{self.key[:16]}"
+
+
+def plan(recipe: Recipe, data_fingerprint: str) -> list[Stage]:
+    """The stages of a recipe, parents first. `data_fingerprint` stands for the images, labels and splits."""
+    stages: dict[str, Stage] = {}
+    last: dict[str, Stage] = {}  # the stage that gives a network its final weights
+
+    def add(name: str, kind: Literal["fit", "fine-tune"], network: str, parents: list[Stage], config: Any) -> None:
+        content = {
+            "training_format": TRAINING_FORMAT,
+            "kind": kind,
+            "network": network,  # equal networks under two names are two draws, not one
+            "config": config,
+            "parents": [parent.key for parent in parents],
+            "data": data_fingerprint,
+            "augment": recipe.data.augment.model_dump(),
+            "seed": recipe.seed,
+        }
+        key = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        stages[name] = last[network] = Stage(name, kind, network, tuple(parent.name for parent in parents), key)
+
+    for name in in_order(recipe):
+        network = recipe.networks[name]
+        parents = [last[source] for source in network.sources]
+        config = network.model_dump(mode="json", by_alias=True, exclude={"head": {"fine_tune_epochs", "fine_tune_lr"}})
+        add(f"fit {name}", "fit", name, parents, _without_names(config, network))
+        if network.head is not None and network.head.fine_tune_epochs:
+            tune = {**network.head.model_dump(include={"fine_tune_epochs", "fine_tune_lr"})}
+            tune["batch_size"] = network.fit.batch_size
+            add(f"fine-tune {name}.head", "fine-tune", name, [last[name]], tune)
+    return list(stages.values())
+
+
+def in_order(recipe: Recipe) -> list[str]:
+    """Names of the networks, every source before those that learn from it, otherwise as the recipe has them."""
+    done: list[str] = []
+
+    def visit(name: str) -> None:
+        if name not in done:
+            for source in recipe.networks[name].sources:
+                visit(source)
+            done.append(name)
+
+    for name in recipe.networks:
+        visit(name)
+    return done
+
+
+def parameters(recipe: Recipe, name: str) -> int:
+    """Parameters of a network: its members and its head."""
+    network = recipe.networks[name]
+    classes = len(DATASETS[recipe.data.name].classes)
+    members = sum(info.parameters for model in network.models if (info := find(model)) is not None)
+    return members + (network.dense + 1) * classes
+
+
+def _without_names(config: dict[str, Any], network: Network) -> dict[str, Any]:
+    """The config with sources by number: their keys stand for them, so renaming a teacher changes nothing."""
+    number = {source: position for position, source in enumerate(network.sources)}
+    for lesson in config["learns"]:
+        lesson["from"] = number.get(lesson["from"], lesson["from"])
+    if config["head"] is not None:
+        config["head"]["from"] = number[config["head"]["from"]]
+    return config

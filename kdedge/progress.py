@@ -1,0 +1,114 @@
+"""What a person sees while stages run: bars in a terminal, plain lines elsewhere, always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+LINE_EVERY_S = 10.0
+
+
+class Quiet:
+    """Shows nothing: the default of the Python API."""
+
+    def note(self, text: str) -> None:
+        """One finished or skipped thing, in a line that stays."""
+
+    def update(self, stage: str, done: int, total: int, detail: str) -> None:
+        """`stage` has done `done` of `total` steps. `detail` is shown beside it, as it is."""
+
+    def finish(self) -> None:
+        """The current stage is over."""
+
+    def __enter__(self) -> Quiet:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.finish()
+
+
+class Lines(Quiet):
+    """A line when a stage begins, every ten seconds and when it ends: for logs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._stage = ""
+        self._latest = ""
+        self._began = self._shown = 0.0
+
+    def note(self, text: str) -> None:
+        self.finish()
+        print(text, file=self._stream, flush=True)
+
+    def update(self, stage: str, done: int, total: int, detail: str) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self.finish()
+            self._stage, self._began, self._shown = stage, now, now
+        self._latest = f"{stage}: {100 * done // total:3d}%  {detail}  {_clock(_left(now - self._began, done, total))} left"
+        if now - self._shown >= LINE_EVERY_S:
+            print(self._latest, file=self._stream, flush=True)
+            self._shown = now
+
+    def finish(self) -> None:
+        if self._stage:
+            took = _clock(time.monotonic() - self._began)
+            print(f"{self._latest.rsplit('  ', 1)[0]}  took {took}", file=self._stream, flush=True)
+            self._stage = ""
+
+
+class Bars(Quiet):
+    """A bar a stage, with what is left of the time: for terminals."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            console=Console(stderr=True),
+        )
+        self._stage = ""
+        self._task: int | None = None
+
+    def note(self, text: str) -> None:
+        self.finish()
+        self._bars.console.print(text, highlight=False, soft_wrap=True)
+
+    def update(self, stage: str, done: int, total: int, detail: str) -> None:
+        if stage != self._stage:
+            self.finish()
+            self._stage = stage
+            self._bars.start()
+            self._task = self._bars.add_task(stage, total=total, detail=detail)
+        assert self._task is not None
+        self._bars.update(self._task, completed=done, detail=detail)
+
+    def finish(self) -> None:
+        if self._task is not None:
+            self._bars.stop_task(self._task)
+            self._bars.stop()
+            self._task, self._stage = None, ""
+
+
+def progress(quiet: bool = False) -> Quiet:
+    """The display that suits stderr."""
+    if quiet:
+        return Quiet()
+    return Bars() if sys.stderr.isatty() else Lines(sys.stderr)
+
+
+def _left(elapsed_s: float, done: int, total: int) -> float:
+    return elapsed_s * (total - done) / max(1, done)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

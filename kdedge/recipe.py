@@ -1,0 +1,287 @@
+"""The recipe: networks and the lessons each learns, read from YAML into frozen classes.
+
+A recipe is data: reading one runs nothing, and an unknown key is an error. Every problem is found at once, and each
+names its line, what was given and what to write. The losses' own keys are in losses/, the rules between the parts in
+recipe_rules.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
+from pydantic_core import ErrorDetails
+
+from kdedge import recipe_rules
+from kdedge.data.catalog import DATASETS
+from kdedge.errors import Problem, RecipeError
+from kdedge.losses import LOSSES, CrossEntropy, Lesson
+from kdedge.models import catalog
+from kdedge.recipe_rules import MAX_MEMBERS
+from kdedge.wording import KeyPath, expected, given, keys, nearest, unknown
+from kdedge.yaml_reader import Document, assign, read
+
+MAX_BYTES = 1_000_000  # a recipe is a page; the longest sensible one is far from this
+
+
+def _known_dataset(name: str) -> str:
+    if name not in DATASETS:
+        raise ValueError(unknown("dataset", name, DATASETS))
+    return name
+
+
+def _known_model(name: str) -> str:
+    if catalog.find(name) is None:
+        raise ValueError(unknown("model", name, catalog.names()))
+    return name
+
+
+def _not_reserved(name: str) -> str:
+    if name in ("labels", "peers"):
+        raise ValueError(f"{name!r} has a meaning in lessons; give the network another name")
+    return name
+
+
+def _one_or_list(value: object) -> str:
+    return "list" if isinstance(value, list | tuple) else "one"
+
+
+# YAML and JSON have lists, frozen classes have tuples.
+_FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+NetworkName = Annotated[Slug, AfterValidator(_not_reserved)]
+DatasetName = Annotated[str, AfterValidator(_known_dataset), Field(json_schema_extra={"enum": list(DATASETS)})]
+ModelName = Annotated[
+    str,
+    AfterValidator(_known_model),
+    Field(description=f"one of {', '.join(catalog.names())}", examples=[*catalog.MODELS]),
+]
+MemberModels = Annotated[tuple[ModelName, ...], _FromList, Field(min_length=1, max_length=MAX_MEMBERS)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+class Augment(_Fields):
+    """Random changes of the training images."""
+
+    flip: bool = Field(False, description="mirror left and right, every second time")
+    shift: int = Field(0, ge=0, le=8, description="move by up to that many pixels in each direction")
+
+
+class Data(_Fields):
+    """The images, and how the training set is cut; the test set is never touched."""
+
+    name: DatasetName
+    split_seed: Seed = 0
+    validation: int = Field(5000, ge=100, description="training images kept for selection and gates")
+    calibration: int = Field(512, ge=1, description="training images kept for int8 calibration")
+    limit: int | None = Field(None, ge=1, description="train on that many images only")
+    augment: Augment = Augment()
+
+
+class Fit(_Fields):
+    """How a network is trained."""
+
+    epochs: int = Field(10, ge=1, le=100_000)
+    batch_size: int = Field(128, ge=1, le=65_536)
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: PositiveFloat = 1e-3
+    momentum: float = Field(0.9, ge=0, le=1, description="of sgd only")
+    weight_decay: NotNegativeFloat = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: float = Field(0.0, ge=0, le=0.9, description="fraction of the steps over which lr rises from 0")
+
+    @field_validator("momentum")
+    @classmethod
+    def _sgd_only(cls, momentum: float, info: ValidationInfo) -> float:
+        if info.data.get("optimizer") == "adam":  # not called when momentum is not written
+            raise ValueError("adam has no momentum; remove it, or write optimizer: sgd")
+        return momentum
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {key: value for key, value in fields.items() if key != "momentum" or self.optimizer == "sgd"}
+
+
+class Head(_Fields):
+    """A head that starts as another network's and is then trained alone on the labels."""
+
+    source: str = Field(alias="from", description="the network whose head it starts as")
+    fine_tune_epochs: int = Field(0, ge=0, le=100_000)
+    fine_tune_lr: PositiveFloat = 1e-3
+
+
+class Network(_Fields):
+    """A model, or a group of models that share the dense vector they learn in equal chunks."""
+
+    model: Annotated[
+        Annotated[ModelName, Tag("one")] | Annotated[MemberModels, Tag("list")], Discriminator(_one_or_list)
+    ]
+    count: int | None = Field(None, ge=1, le=MAX_MEMBERS, description="members of the group; without it, no group")
+    learns: Annotated[
+        tuple[Annotated[Lesson, Field(discriminator="loss")], ...], _FromList, Field(min_length=1, max_length=64)
+    ] = (CrossEntropy(),)
+    fit: Fit = Fit()
+    head: Head | None = None
+
+    @field_validator("count")
+    @classmethod
+    def _agrees(cls, count: int | None, info: ValidationInfo) -> int | None:
+        model = info.data.get("model")
+        if count is not None and isinstance(model, tuple) and count != len(model):
+            raise ValueError(f"expected {len(model)}, because `model` lists {len(model)}, got {count}")
+        return count
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The model of each member; of a network that is no group, its one model."""
+        return (self.model,) * (self.count or 1) if isinstance(self.model, str) else self.model
+
+    @property
+    def is_group(self) -> bool:
+        """Whether this is a group, which a group of one also is."""
+        return self.count is not None or not isinstance(self.model, str)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The networks that the lessons and the head learn from, each once, without the labels."""
+        heads = [self.head.source] if self.head else []
+        return tuple(dict.fromkeys(s for s in [*(lesson.source for lesson in self.learns), *heads] if s != "labels"))
+
+    @property
+    def dense(self) -> int:
+        """Width of the dense vector; a group's is the concatenation of its members'."""
+        return sum(info.dense for model in self.models if (info := catalog.find(model)))
+
+
+class Int8(_Fields):
+    """The gate of `export --int8`."""
+
+    max_drop_points: NotNegativeFloat = Field(0.5, description="percentage points of accuracy that int8 may lose")
+
+
+class Deploy(_Fields):
+    """What is exported, and what must hold."""
+
+    int8: Int8 = Int8()
+
+
+class Bench(_Fields):
+    """How exported files are measured."""
+
+    threads: int = Field(1, ge=1, le=1024)
+    rounds: int = Field(5, ge=1, le=1000)
+    seconds: PositiveFloat = Field(1.0, description="measured time of each file in each round")
+
+
+class Recipe(_Fields):
+    """A whole recipe. Made by `load_recipe`, `parse_recipe` or `Recipe.parse`, which check all rules."""
+
+    name: Slug
+    seed: Seed = 0
+    data: Data
+    networks: dict[NetworkName, Network] = Field(min_length=1, max_length=1000)
+    deploy: Deploy = Deploy()
+    bench: Bench = Bench()
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain values for JSON with every default written out; momentum only where sgd uses it."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @classmethod
+    def parse(cls, resolved: dict[str, Any], source: str = "<recipe>") -> Recipe:
+        """The recipe of plain values, as `resolved` gives them. Raises RecipeError."""
+        return _build(Document(resolved), source)
+
+
+_CLASSES: dict[KeyPath, type[BaseModel]] = {  # which keys may stand where; "*" is a network's name
+    (): Recipe,
+    ("data",): Data,
+    ("data", "augment"): Augment,
+    ("networks", "*"): Network,
+    ("networks", "*", "fit"): Fit,
+    ("networks", "*", "head"): Head,
+    ("deploy",): Deploy,
+    ("deploy", "int8"): Int8,
+    ("bench",): Bench,
+}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, changed by `networks.teacher.fit.epochs=2` and the like. Raises RecipeError."""
+    source = str(path)
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise RecipeError(source, [Problem("", f"larger than {MAX_BYTES:,} bytes; this is no recipe")])
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecipeError(source, [Problem("", "not a text file in UTF-8", line)]) from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        siblings = [str(file) for file in Path(path).parent.glob("*.yaml")] if isinstance(error, OSError) else []
+        meant = nearest(source, siblings) if isinstance(error, FileNotFoundError) else None
+        reason = getattr(error, "strerror", None) or str(error)
+        message = f"cannot be read: {reason}" + (f"; did you mean {meant}?" if meant else "")
+        raise RecipeError(source, [Problem("", message)]) from None
+    return parse_recipe(text, source, overrides)
+
+
+def parse_recipe(text: str, source: str = "<recipe>", overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML text; `source` names it in problems. Raises RecipeError with every problem found."""
+    document = read(text)
+    if document.whole and isinstance(document.value, dict):
+        for setting in overrides:
+            assign(document, setting, lambda path: _keys_at(path, document.value))
+    if not document.whole:
+        raise RecipeError(source, document.problems)
+    return _build(document, source)
+
+
+def quick(recipe: Recipe) -> Recipe:
+    """The same recipe made small, to try the whole chain in under a minute; its accuracies mean nothing."""
+    networks = {}
+    for name, network in recipe.networks.items():
+        head = network.head
+        if head is not None:
+            head = head.model_copy(update={"fine_tune_epochs": min(head.fine_tune_epochs, 1)})
+        networks[name] = network.model_copy(update={"fit": network.fit.model_copy(update={"epochs": 1}), "head": head})
+    limit = min(recipe.data.limit or math.inf, 2048)
+    bench = {"rounds": min(recipe.bench.rounds, 2), "seconds": min(recipe.bench.seconds, 0.1)}
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"limit": limit}),
+            "networks": networks,
+            "bench": recipe.bench.model_copy(update=bench),
+        }
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a recipe, by which editors complete and check YAML."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Recipe.model_json_schema(by_alias=True)

@@ -1,0 +1,187 @@
+"""What no single field of a recipe can know: that names, images and dense vectors fit together.
+
+The rules look at the plain values and skip what the schema has refused already, so that a wrong number in one place
+hides nothing in another. Each yields (where, message) pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from kdedge.data.catalog import DATASETS
+from kdedge.losses import LOSSES
+from kdedge.models import catalog
+from kdedge.wording import KeyPath, unknown
+
+Finding = tuple[KeyPath, str]
+
+MAX_MEMBERS = 64
+
+_WHAT = {name: loss.model_fields["what"].default for name, loss in LOSSES.items()}
+
+
+@dataclass
+class _Network:
+    """One network, as far as it is right in itself."""
+
+    name: str
+    models: list[tuple[KeyPath, str]] = field(default_factory=list)  # where and which, one a member; empty: not known
+    is_group: bool = False
+    lessons: list[tuple[KeyPath, str, str]] = field(default_factory=list)  # where, loss ("" when not known), from
+    lessons_known: bool = True
+    head: str | None = None  # the network it comes from
+    head_known: bool = True
+
+    @property
+    def dense(self) -> int:
+        return sum(_info(model).dense for _, model in self.models)
+
+    def sources(self) -> Iterator[tuple[KeyPath, str]]:
+        """Where `from` stands, and the network that it names."""
+        yield from (((*at, "from"), source) for at, _, source in self.lessons if source != "labels")
+        if self.head is not None:
+            yield ("networks", self.name, "head", "from"), self.head
+
+
+def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Finding]:
+    """What does not fit together in a recipe of plain values; `refused` are the places that the schema complained of."""
+    written = recipe.get("networks")
+    if not isinstance(written, dict):
+        return
+    networks = {name: _network(name, value, refused) for name, value in written.items() if isinstance(value, dict)}
+    yield from _names(networks, list(written))
+    yield from _cycles(networks)
+    data = recipe.get("data")
+    yield from _images(networks, data.get("name") if isinstance(data, dict) else None)
+    for network in networks.values():
+        yield from _chunks(network, networks)
+        yield from _logits(network)
+
+
+def _network(name: str, value: dict[str, Any], refused: Collection[KeyPath]) -> _Network:
+    at: KeyPath = ("networks", name)
+    bad = {path[2:] for path in refused if path[:2] == at}
+    bad_keys = {path[0] for path in bad if path}
+    model, count = value.get("model"), value.get("count")
+    network = _Network(name, is_group=count is not None or isinstance(model, list | tuple))
+    if not bad_keys & {"model", "count"}:
+        if isinstance(model, str):
+            network.models = [((*at, "model"), model)] * (count or 1)
+        elif isinstance(model, list | tuple):
+            network.models = [((*at, "model", n), member) for n, member in enumerate(model)]
+
+    network.lessons_known = "learns" not in bad_keys
+    lessons = value.get("learns", [{"loss": "cross_entropy"}])
+    for n, lesson in enumerate(lessons if isinstance(lessons, list | tuple) else ()):
+        if not isinstance(lesson, dict) or ("learns", n, "from") in bad:
+            continue
+        source = lesson.get("from", "labels")
+        loss = lesson.get("loss") if ("learns", n, "loss") not in bad else ""
+        network.lessons.append(((*at, "learns", n), loss or "", source))
+
+    network.head_known = "head" not in bad_keys
+    if isinstance(head := value.get("head"), dict) and isinstance(head.get("from"), str):
+        network.head = head["from"]
+    return network
+
+
+def _names(networks: dict[str, _Network], names: list[str]) -> Iterator[Finding]:
+    for network in networks.values():
+        for at, source in network.sources():
+            if source == network.name:
+                yield at, f"{source!r} cannot learn from itself"
+            elif source not in names:
+                yield at, unknown("network", source, [name for name in names if name != network.name])
+        for at, loss, source in network.lessons:
+            if source == "labels" and loss not in ("", "cross_entropy"):
+                yield (*at, "from"), f"{loss} learns from a network; from labels learn with loss: cross_entropy"
+
+
+def _cycles(networks: dict[str, _Network]) -> Iterator[Finding]:
+    edges: dict[str, dict[str, KeyPath]] = {name: {} for name in networks}
+    for name, network in networks.items():
+        for at, source in network.sources():
+            if source in networks and source != name:
+                edges[name].setdefault(source, at)
+    while True:
+        try:
+            TopologicalSorter(edges).prepare()
+            return
+        except CycleError as error:
+            cycle = error.args[1][:0:-1]  # each learns from the next, the last from the first
+        first = cycle.index(min(cycle, key=list(edges).index))
+        cycle = [*cycle[first:], *cycle[: first + 1]]
+        yield edges[cycle[0]].pop(cycle[1]), f"networks learn from each other in a cycle: {' -> '.join(cycle)}"
+
+
+def _images(networks: dict[str, _Network], dataset: object) -> Iterator[Finding]:
+    if not isinstance(dataset, str) or dataset not in DATASETS:
+        return
+    shape = DATASETS[dataset].shape
+    fits = ", ".join(name for name in catalog.names() if _info(name.replace("mlp-H", "mlp-1")).image == shape)
+    for network in networks.values():
+        for at, model in dict.fromkeys(network.models):
+            if (sees := _info(model).image) != shape:
+                yield at, f"{model} sees {_by(sees)} images, {dataset} has {_by(shape)}; models for it: {fits}"
+
+
+def _chunks(network: _Network, networks: dict[str, _Network]) -> Iterator[Finding]:
+    """Members share the dense vector that they learn, or whose head they take, in equal chunks (Malik et al. 2021, Eq. 3)."""
+    sources = [source for _, loss, source in network.lessons if _WHAT.get(loss) == "dense"]
+    sources += [network.head] if network.head is not None else []
+    models = [model for _, model in network.models]
+    widths = {_info(model).dense: None for model in models}
+    if not sources and len(widths) > 1:
+        message = f"the members have dense vectors of {', '.join(map(str, widths))}; all members of a group need the same"
+        yield ("networks", network.name, "model"), message
+    for source in dict.fromkeys(sources):
+        width = networks[source].dense if source in networks and source != network.name else 0
+        if width and models:
+            yield from _chunk_problems(network, source, width)
+
+
+def _chunk_problems(network: _Network, source: str, width: int) -> Iterator[Finding]:
+    members = len(network.models)
+    if width % members:
+        counts = [str(n) for n in range(1, MAX_MEMBERS + 1) if width % n == 0]
+        where = "model" if len(network.models[0][0]) == 4 else "count"
+        message = f"{members} does not divide {width}, the dense width of {source!r}; use {', '.join(counts)} members"
+        yield ("networks", network.name, where), message
+        return
+    chunk = width // members
+    for at, model in dict.fromkeys(network.models):
+        info = _info(model)
+        if info.dense == chunk:
+            continue
+        needs = f"{source!r} has {width}" + (f", which is {chunk} for each of {members}" if network.is_group else "")
+        fits = [name for name, other in catalog.MODELS.items() if (other.dense, other.image) == (chunk, info.image)]
+        family = catalog.find(f"mlp-{chunk}")
+        if family is not None and family.image == info.image and f"mlp-{chunk}" not in fits:
+            fits.append(f"mlp-{chunk}")
+        advice = f"; use {', '.join(fits)}" if fits else ""
+        if len(at) == 3 and width % info.dense == 0 and width // info.dense <= MAX_MEMBERS:
+            advice += f"; or write count: {width // info.dense}"
+        yield at, f"{model} has a dense vector of {info.dense}, {needs}{advice}"
+
+
+def _logits(network: _Network) -> Iterator[Finding]:
+    if not network.lessons_known or not network.head_known or network.head is not None:
+        return
+    if not any(_WHAT.get(loss) == "logits" for _, loss, _ in network.lessons):
+        source = next((source for _, source in network.sources()), "NETWORK")
+        lessons = " or ".join(loss for loss, what in _WHAT.items() if what == "logits")
+        message = f"nothing teaches its logits; write head: {{from: {source}}}, or add a {lessons} lesson"
+        yield ("networks", network.name), message
+
+
+def _info(model: str) -> catalog.ModelInfo:
+    info = catalog.find(model)
+    assert info is not None, f"the schema lets no unknown model through, but here is {model!r}"
+    return info
+
+
+def _by(shape: tuple[int, int, int]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,104 @@
+"""Intervals: how sure the measured numbers are. All are two-sided, 95%."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Z95 = 1.959963984540054
+
+# 97.5% quantiles of Student's t for 1, 2, ... 30 degrees of freedom; the last one stands for more of them.
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+_T95 += (2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
+_T95 += (2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """By how many percentage points a candidate is worse than a reference on the same n images."""
+
+    points: float  # the drop that was seen; negative when the candidate is better
+    lower_points: float
+    upper_points: float  # what a gate compares: as a one-sided bound it holds with 97.5%
+    only_reference: int  # images that only the reference gets right
+    only_candidate: int
+    n: int
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """Interval of an accuracy, in percent, from `correct` of `n` > 0 images (Wilson 1927)."""
+    if not 0 <= correct <= n or n == 0:
+        raise ValueError(f"expected 0 <= correct <= n and n > 0, got {correct} of {n}")
+    share, z2 = correct / n, Z95 * Z95
+    centre = share + z2 / (2 * n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    low, high = (centre - half) / (1 + z2 / n), (centre + half) / (1 + z2 / n)
+    return 100 * max(0.0, low), 100 * min(1.0, high)
+
+
+def paired_drop(reference_correct: NDArray[np.bool_], candidate_correct: NDArray[np.bool_]) -> Drop:
+    """Drop in accuracy from two boolean [n] arrays over the same images.
+
+    Interval of Agresti and Min 2005 (Statistics in Medicine 24:729): Wald's for matched pairs after adding 0.5 to each
+    of the four cells, so that it does not collapse when the two hardly ever disagree.
+    """
+    if reference_correct.shape != candidate_correct.shape or reference_correct.ndim != 1 or not reference_correct.size:
+        raise ValueError(f"expected two equal [n], got {reference_correct.shape} and {candidate_correct.shape}")
+    n = reference_correct.size
+    lost = int(np.count_nonzero(reference_correct & ~candidate_correct))
+    won = int(np.count_nonzero(candidate_correct & ~reference_correct))
+    centre = (lost - won) / (n + 2)
+    half = Z95 * math.sqrt((lost + won + 1) - (lost - won) ** 2 / (n + 2)) / (n + 2)
+    points = 100 * (lost - won) / n
+    return Drop(points, 100 * (centre - half), 100 * (centre + half), lost, won, n)
+
+
+def quantile(sorted_values: Sequence[float], q: float) -> float:
+    """The q-quantile, 0 < q < 1: the smallest value that at least a share q of the values does not exceed."""
+    return sorted_values[max(0, math.ceil(q * len(sorted_values)) - 1)]
+
+
+def quantile_interval(sorted_values: Sequence[float], q: float) -> tuple[float, float] | None:
+    """Interval of the q-quantile, from two of the sorted values, whatever their distribution.
+
+    The ranks are those of the binomial distribution of how many of n independent values lie below the quantile. None
+    when n is too small for both to exist: p50 needs 6 values, p90 36 and p99 368.
+    """
+    n = len(sorted_values)
+    ranks = _binomial_ranks(n, q) if n else None
+    return None if ranks is None else (sorted_values[ranks[0] - 1], sorted_values[ranks[1] - 1])
+
+
+def _binomial_ranks(n: int, q: float) -> tuple[int, int] | None:
+    """Ranks l and u in 1..n with P(B < l) <= 0.025 and P(B >= u) <= 0.025, B ~ Binomial(n, q), l largest, u smallest."""
+    deviation = math.sqrt(n * q * (1 - q))
+    k = max(0, math.floor(n * q - 8 * deviation - 10))  # less than 1e-12 lies below
+    log_choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    mass = math.exp(log_choose + k * math.log(q) + (n - k) * math.log1p(-q))
+    below, low = 0.0, k  # below: P(B < k)
+    while k < n:
+        if below <= 0.025:
+            low = k
+        below, mass, k = below + mass, mass * (n - k) / (k + 1) * q / (1 - q), k + 1
+        if below >= 0.975:
+            return (low, k) if low >= 1 else None
+    return None
+
+
+def ratio_interval(ratios: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """Geometric mean of one ratio a round, and its interval: Student's t on the logarithms.
+
+    A bootstrap over two to five rounds covers far less than it claims (half, for two); t knows that they are few. None
+    for one round.
+    """
+    logs = [math.log(ratio) for ratio in ratios]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return math.exp(mean), None
+    half = _T95[min(len(logs) - 1, len(_T95)) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(mean), (math.exp(mean - half), math.exp(mean + half))

@@ -1,0 +1,88 @@
+"""What students learn from: the outputs of a finished network over the training views.
+
+When the views are few they are computed once, kept on disk and read back by every student and every later run. When
+they are many the live network runs once a batch, for all siblings together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdedge.data.batches import Batch, Samples, all_views
+from kdedge.models.network import Network
+from kdedge.store import load_tensors, new_folder, save_tensors
+
+CACHE_LIMIT_BYTES = 1 << 30  # more than that is slower to read back than it is to compute
+BATCH = 512
+
+Progress = Callable[[int, int], None]  # images done, images in all
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Outputs computed before: dense, float32 [views, N, width], and logits, float32 [views, N, classes]."""
+
+    dense: Tensor
+    logits: Tensor
+    needs_images = False
+
+    def __call__(self, batch: Batch, images: Tensor | None) -> dict[str, Tensor]:
+        """`dense` and `logits` of a batch; the images are not looked at."""
+        where = (batch.views, batch.samples)
+        return {"dense": self.dense[where], "logits": self.logits[where]}
+
+
+@dataclass(frozen=True)
+class Live:
+    """Outputs computed when they are asked for, in eval mode and without gradients."""
+
+    network: Network
+    needs_images = True
+
+    def __call__(self, batch: Batch, images: Tensor | None) -> dict[str, Tensor]:
+        """`dense` and `logits` of a batch of normalised images, float32 [batch, C, H, W]."""
+        assert images is not None
+        with torch.no_grad():
+            dense = self.network.dense(images)
+            return {"dense": dense, "logits": self.network.head(dense)}
+
+
+Targets = Cached | Live
+
+
+def targets(network: Network, data: Samples, folder: Path, *, epochs: int, progress: Progress) -> Targets:
+    """The outputs of a finished network for training over `epochs`: from `folder`, computed into `folder`, or live.
+
+    They are cached when every view is seen about once or more, and all of them fit in CACHE_LIMIT_BYTES.
+    """
+    network.eval()
+    width = network.head.in_features + network.head.out_features
+    if data.views.count > epochs or data.views.count * len(data) * width * 4 > CACHE_LIMIT_BYTES:
+        return Live(network)
+    device = data.images.device
+    if not folder.is_dir():
+        outputs = compute(network, data, progress)
+        with new_folder(folder) as temporary:
+            save_tensors(temporary / "outputs.safetensors", {"dense": outputs.dense, "logits": outputs.logits})
+        return outputs
+    tensors = load_tensors(folder / "outputs.safetensors")
+    return Cached(tensors["dense"].to(device), tensors["logits"].to(device))
+
+
+def compute(network: Network, data: Samples, progress: Progress) -> Cached:
+    """The outputs of `network` for every sample in every view."""
+    views, samples, head = data.views.count, len(data), network.head
+    dense = torch.empty(views, samples, head.in_features, device=data.images.device)
+    logits = torch.empty(views, samples, head.out_features, device=data.images.device)
+    live = Live(network)
+    for done, batch in enumerate(all_views(samples, data.views, BATCH, data.images.device), 1):
+        outputs = live(batch, data.seen(batch.samples, batch.views))
+        where = (batch.views, batch.samples)
+        dense[where], logits[where] = outputs["dense"], outputs["logits"]
+        progress(min(done * BATCH, views * samples), views * samples)
+    return Cached(dense, logits)

@@ -1,0 +1,237 @@
+"""Accuracy of exported files on a device, with confidence intervals, and the gate that compares int8 with fp32.
+
+What is measured is the deployment: the teacher and the merged network as the files they are, and a group apart as its
+members' files chained with the head's file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, PrivateAttr
+
+from kdedge import devices
+from kdedge.errors import DeviceError, GateError, RunError
+from kdedge.statistics import paired_drop, wilson
+from kdedge.store import ExportedFile, Manifest, check_file, read_manifest, sha256
+
+BATCH = 250
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Files that together turn an image into logits: one file, or members whose dense vectors are joined for a head."""
+
+    network: str
+    role: str  # the role of the file that gives the logits
+    precision: str
+    members: tuple[ExportedFile, ...]
+    head: ExportedFile | None = None
+
+    @property
+    def name(self) -> str:
+        """What identifies it within an export."""
+        return f"{self.network} {self.role} {self.precision}"
+
+
+class ValidationRow(BaseModel):
+    """Accuracy of one graph on one split."""
+
+    network: str
+    role: str
+    precision: str
+    cpu_class: str
+    split: str
+    n: int
+    correct: int
+    accuracy: float  # percent
+    accuracy_ci95: tuple[float, float]  # percent, Wilson
+
+
+class Validation(BaseModel):
+    """validation.json. Which images were right is kept for the gate and is not part of the file."""
+
+    device: dict[str, Any]
+    rows: list[ValidationRow]
+
+    _right: dict[tuple[str, str, str], NDArray[np.bool_]] = PrivateAttr(default_factory=dict)
+
+
+class GateResult(BaseModel):
+    """Whether int8 lost too much against fp32; the figures are null when there was nothing to compare."""
+
+    network: str
+    role: str
+    drop_points: float | None
+    upper95_points: float | None  # upper end of the two-sided 95% interval of the paired drop
+    max_drop_points: float
+    passed: bool
+    only_fp32: int  # images that only fp32 gets right
+    only_int8: int
+    n: int
+    reason: str  # one sentence
+
+
+def graphs(manifest: Manifest) -> list[Graph]:
+    """Every way in which the exported files can be deployed as a classifier, in the order of the manifest.
+
+    Raises RunError when a member belongs to no chain, a head has no members, or two files claim the same place.
+    """
+    members: dict[tuple[str, str], dict[int, ExportedFile]] = defaultdict(dict)
+    for file in manifest.files:
+        if file.role == "member":
+            network, _, number = file.network.rpartition(".")
+            if not network or not number.isdecimal():
+                raise RunError(f"manifest: {file.path}: expected a member's name like 'students.0', given {file.network!r}")
+            members[network, file.precision][int(number)] = file
+    found = []
+    for file in manifest.files:
+        if file.role == "head":
+            chain = members.pop((file.network, file.precision), {})
+            if not chain or sorted(chain) != list(range(len(chain))):
+                raise RunError(f"manifest: {file.path}: its members are {sorted(chain)}, expected 0, 1, ... Export again.")
+            parts = tuple(chain[number] for number in range(len(chain)))
+            found.append(Graph(file.network, file.role, file.precision, parts, file))
+        elif file.role != "member":
+            found.append(Graph(file.network, file.role, file.precision, (file,)))
+    for (network, precision), chain in members.items():
+        raise RunError(f"manifest: {len(chain)} members of {network!r} in {precision} have no head. Export again.")
+    files = Counter((file.network, file.role, file.precision) for file in manifest.files)
+    for (network, role, precision), count in files.items():
+        if count > 1:
+            raise RunError(f"manifest: {count} files are {network} {role} {precision}, expected one. Export again.")
+    return found
+
+
+def measure(
+    run_folder: Path,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.integer[Any]],
+    *,
+    split: str,
+    device: str = "cpu",
+    threads: int = 2,
+) -> Validation:
+    """Accuracy of every graph of the run's export on `device`: images uint8 [n, C, H, W], labels integer [n].
+
+    Raises RunError when a file is not the one of the manifest, DeviceError when the device cannot do it.
+    """
+    export = run_folder / "export"
+    wanted = graphs(read_manifest(run_folder))
+    files = {job_path(file): check_file(export, file) for graph in wanted for file in _files(graph)}
+    with tempfile.TemporaryDirectory(prefix="kdedge-validate-") as folder:
+        job = {
+            "task": "accuracy",
+            "threads": threads,
+            "batch": BATCH,
+            "images": put_array(Path(folder) / "images.npy", images, files),
+            "labels": put_array(Path(folder) / "labels.npy", labels, files),
+            "graphs": [
+                {
+                    "name": graph.name,
+                    "members": [job_file(file) for file in graph.members],
+                    "head": job_file(graph.head) if graph.head else None,
+                }
+                for graph in wanted
+            ],
+        }
+        answer = devices.ask(device, job, files, devices.AccuracyAnswer)
+    if [graph.name for graph in answer.graphs] != [graph.name for graph in wanted]:
+        raise DeviceError(f"{device}: the runner answered for other files than it was asked for")
+    validation = Validation(device=answer.device, rows=[])
+    for graph, said in zip(wanted, answer.graphs, strict=True):
+        if len(said.predictions) != len(labels):
+            raise DeviceError(f"{device}: {graph.name}: {len(said.predictions)} predictions for {len(labels)} images")
+        right = np.asarray(said.predictions) == labels
+        correct = int(right.sum())
+        if (said.n, said.correct) != (len(labels), correct):
+            raise DeviceError(f"{device}: {graph.name}: counted {said.correct} of {said.n}, its predictions give {correct}")
+        low, high = wilson(correct, len(labels))
+        validation.rows.append(
+            ValidationRow(
+                network=graph.network,
+                role=graph.role,
+                precision=graph.precision,
+                cpu_class=str(answer.device.get("cpu_class", "unknown")),
+                split=split,
+                n=len(labels),
+                correct=correct,
+                accuracy=round(100 * correct / len(labels), 4),
+                accuracy_ci95=(round(low, 4), round(high, 4)),
+            )
+        )
+        validation._right[graph.network, graph.role, graph.precision] = right
+    return validation
+
+
+def gate(validation: Validation, max_drop_points: float) -> list[GateResult]:
+    """For each network and role: may the int8 file stand in for the fp32 file?
+
+    It may when the upper end of the 95% interval of the paired drop is at most `max_drop_points` percentage points.
+    Whatever was not measured in both precisions fails; when nothing was measured at all, GateError.
+    """
+    places = list(dict.fromkeys((row.network, row.role) for row in validation.rows))
+    if not places:
+        raise GateError("The gate has nothing to judge: no exported file was measured. Export again.")
+    return [_judge(validation, network, role, max_drop_points) for network, role in places]
+
+
+def _judge(validation: Validation, network: str, role: str, max_drop_points: float) -> GateResult:
+    fp32, int8 = (validation._right.get((network, role, precision)) for precision in ("fp32", "int8"))
+    name = f"{network} ({role})"
+    if fp32 is None or int8 is None or not fp32.size or fp32.shape != int8.shape:
+        missing = [precision for precision, right in (("fp32", fp32), ("int8", int8)) if right is None or not right.size]
+        return GateResult(
+            network=network,
+            role=role,
+            drop_points=None,
+            upper95_points=None,
+            max_drop_points=max_drop_points,
+            passed=False,
+            only_fp32=0,
+            only_int8=0,
+            n=0,
+            reason=f"{name}: not measured in {' and '.join(missing) or 'both precisions on the same images'}",
+        )
+    drop = paired_drop(fp32, int8)
+    passed = drop.upper_points <= max_drop_points  # false for nan
+    return GateResult(
+        network=network,
+        role=role,
+        drop_points=round(drop.points, 4),
+        upper95_points=round(drop.upper_points, 4),
+        max_drop_points=max_drop_points,
+        passed=passed,
+        only_fp32=drop.only_reference,
+        only_int8=drop.only_candidate,
+        n=drop.n,
+        reason=f"{name}: int8 loses {drop.points:.2f} points on {drop.n} images, at most {drop.upper_points:.2f} with 95% "
+        f"confidence; {max_drop_points:g} are allowed",
+    )
+
+
+def _files(graph: Graph) -> tuple[ExportedFile, ...]:
+    return (*graph.members, graph.head) if graph.head else graph.members
+
+
+def job_path(file: ExportedFile) -> str:
+    """Where an exported file lies in a job's folder: apart from the job's own files, whatever its name."""
+    return f"export/{file.path}"
+
+
+def job_file(file: ExportedFile) -> dict[str, str]:
+    """An exported file as a job names it; the hash is the manifest's."""
+    return {"path": job_path(file), "sha256": file.sha256}
+
+
+def put_array(path: Path, array: NDArray[Any], files: dict[str, Path]) -> dict[str, str]:
+    """Write an array for a job, add it to the job's files, and give the words by which the job names it."""
+    np.save(path, array)
+    files[path.name] = path
+    return {"path": path.name, "sha256": sha256(path)}

@@ -1,0 +1,100 @@
+"""How messages name what was given, what was expected and what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+KeyPath = tuple[str | int, ...]  # ("networks", "students", "learns", 0, "loss")
+
+
+def dotted(path: KeyPath) -> str:
+    """`networks.students.learns[0].loss`; a key with unusual characters is quoted."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            key = shorten(part if re.fullmatch(r"[\w-]+", part) else repr(part))
+            text += f".{key}" if text else key
+    return text
+
+
+def shorten(text: str, length: int = 80) -> str:
+    """`text`, cut so that a message stays on one line."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def given(value: object) -> str:
+    """A value as the user wrote it; of lists and mappings only what they are."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return shorten(repr(value))
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """The choice that `name` was probably meant to be, or None."""
+    found = difflib.get_close_matches(name[:80].lower(), list(choices), n=1)
+    return found[0] if found else None
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
+    """`unknown loss 'msee'; did you mean 'mse'? Losses: cross_entropy, kd, mse`, for the kinds of things that end in a name."""
+    choices = list(choices)
+    meant = nearest(name, choices)
+    guess = f"; did you mean {meant!r}?" if meant else "."
+    plural = "losses" if kind == "loss" else f"{kind}s"
+    listed = f" {plural.capitalize()}: {', '.join(choices[:30])}" if choices else f" There are no {plural} here"
+    return f"unknown {kind} {shorten(repr(name))}{guess}{listed}{', ...' if len(choices) > 30 else ''}"
+
+
+def expected(field: FieldInfo) -> str:
+    """What a field takes, from its type and limits: `a whole number from 1 to 100000`."""
+    kind = field.annotation
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(part for part in get_args(kind) if part is not NoneType)
+    if get_origin(kind) is Literal:
+        return " or ".join(repr(choice) for choice in get_args(kind))
+    if kind is int or kind is float:
+        return ("a whole number" if kind is int else "a number") + _limits(field)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return f"a mapping of keys and values; its keys are {', '.join(keys(kind))}"
+    return {bool: "true or false", str: "text", dict: "a mapping", tuple: "a list"}[get_origin(kind) or kind]
+
+
+def _limits(field: FieldInfo) -> str:
+    low = high = ""
+    closed: list[str] = []
+    for limit in field.metadata:
+        match limit:
+            case annotated_types.Ge(ge=value):
+                low = f" of at least {value:,}"
+                closed.append(f"{value:,}")
+            case annotated_types.Gt(gt=value):
+                low = f" above {value:,}"
+            case annotated_types.Le(le=value):
+                high = f" at most {value:,}"
+                closed.append(f"{value:,}")
+            case annotated_types.Lt(lt=value):
+                high = f" below {value:,}"
+    if len(closed) == 2:
+        return f" from {closed[0]} to {closed[1]}"
+    return f"{low} and{high}" if low and high else low or high
+
+
+def keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """A model's fields by the key that is written in YAML."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}

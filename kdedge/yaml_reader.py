@@ -1,0 +1,250 @@
+"""YAML text -> plain values and the place of every key. Nothing is executed, and nothing is expanded.
+
+A recipe may come from anywhere. So this reads PyYAML's events and builds dictionaries, lists and scalars itself: tags,
+anchors, aliases, merge keys and second documents are refused where they stand, before they can grow. Scalars follow the
+core rules of YAML 1.2: `1e-4` is a number and `no` is text, where PyYAML alone says '1e-4' and False.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from kdedge.errors import Problem
+from kdedge.wording import KeyPath, dotted, given, shorten, unknown
+
+MAX_DEPTH = 50
+MAX_DIGITS = 40  # longer numbers are never meant, and Python refuses to convert the longest
+
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS: dict[str, bool | float | None] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+}
+
+_HINTS = {  # what PyYAML says -> what to do about it
+    "mapping values are not allowed here": "a ':' too many or a wrong indentation; text that contains ': ' needs quotes",
+    "could not find expected ':'": "a key without ':' and value",
+    "found unexpected end of stream": "a quote or bracket that is opened here is never closed",
+}
+
+
+@dataclass
+class Document:
+    """Plain values (dict, list, str, int, float, bool, None) and where each stands."""
+
+    value: Any = None
+    places: dict[KeyPath, int | str] = field(default_factory=dict)  # line from 1, or the --set that wrote it
+    problems: list[Problem] = field(default_factory=list)
+    refused: set[KeyPath] = field(default_factory=set)  # values left out, after a problem that says so
+    whole: bool = True  # False when reading stopped before the end
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """A problem at `path`, with its line, or its nearest parent's; `--set ...` stands in the line's place."""
+        at = next((path[:n] for n in range(len(path), -1, -1) if path[:n] in self.places), None)
+        place = None if at is None else self.places[at]
+        if isinstance(place, str):
+            setting = f"--set {shorten(place)}"
+            return Problem(setting if at == path else f"{setting}: {dotted(path)}", message)
+        return Problem(dotted(path), message, place)
+
+
+def read(text: str) -> Document:
+    """The one document in `text`. What is wrong stands in `problems`; nothing is raised."""
+    document = Document()
+    tabs = [n for n, line in enumerate(text.split("\n"), 1) if "\t" in line[: len(line) - len(line.lstrip())]]
+    if tabs:
+        document.problems += [Problem("", "a tab in the indentation; YAML is indented with spaces", n) for n in tabs]
+        document.whole = False
+        return document
+    try:
+        _Reader(document).read(yaml.parse(text, Loader=yaml.SafeLoader))
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        document.problems.append(Problem("", f"the character {error.character:#04x} is not allowed in YAML", line))
+        document.whole = False
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        said = ", ".join(part for part in (error.context, error.problem) if part)
+        hint = next((f": {hint}" for words, hint in _HINTS.items() if words in said), "")
+        message = f"not valid YAML ({said}){hint}".replace("'\\t' that", "'\\t' (a tab) that")
+        document.problems.append(Problem("", message, mark.line + 1 if mark else None))
+        document.whole = False
+    except _StopReading:
+        document.whole = False
+    return document
+
+
+class _StopReading(Exception):
+    """The rest of the text is not worth reading, or not safe to read."""
+
+
+class _Reader:
+    """Builds a document from events; one level of Python calls a level of nesting, so MAX_DEPTH bounds both."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+
+    def read(self, events: Iterable[yaml.Event]) -> None:
+        self.events = iter(events)
+        started = False
+        for event in self.events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                if started:
+                    self._complain((), "a second document starts here; a recipe is one document", event)
+                    raise _StopReading
+                started = True
+                first = next(self.events)
+                self.document.places[()] = first.start_mark.line + 1
+                self.document.value = self._value(first, ())
+
+    def _complain(self, path: KeyPath, message: str, event: yaml.Event) -> None:
+        self.document.problems.append(Problem(dotted(path), message, event.start_mark.line + 1))
+
+    def _value(self, event: yaml.Event, path: KeyPath) -> Any:
+        if len(path) > MAX_DEPTH:
+            self._complain((), f"nested deeper than {MAX_DEPTH} levels", event)
+            raise _StopReading
+        self._check_plain(event, path)
+        if isinstance(event, yaml.ScalarEvent):
+            try:
+                return _scalar(event)
+            except ValueError as error:
+                self._complain(path, str(error), event)
+                self.document.refused.add(path)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            return self._list(path)
+        elif isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(path)
+        return None
+
+    def _check_plain(self, event: yaml.Event, path: KeyPath) -> None:
+        if isinstance(event, yaml.AliasEvent):
+            self._complain(path, f"the alias *{event.anchor} is not allowed in a recipe; write the value out", event)
+            self.document.refused.add(path)
+            return
+        assert isinstance(event, yaml.ScalarEvent | yaml.SequenceStartEvent | yaml.MappingStartEvent), event
+        if event.anchor is not None:
+            self._complain(path, f"the anchor &{event.anchor} is not allowed in a recipe; remove it", event)
+        if event.tag is not None:
+            self._complain(path, f"the tag {event.tag!r} is not allowed in a recipe; write the value alone", event)
+            self.document.refused.add(path)
+
+    def _list(self, path: KeyPath) -> list[Any]:
+        items: list[Any] = []
+        while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
+            at = (*path, len(items))
+            self.document.places.setdefault(at, event.start_mark.line + 1)
+            items.append(self._value(event, at))
+        return items
+
+    def _mapping(self, path: KeyPath) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        while not isinstance(event := next(self.events), yaml.MappingEndEvent):
+            key = self._key(event, path)
+            if key is None:
+                self.document.refused.add(path)
+                self._value(next(self.events), (*path, "?"))
+                continue
+            at = (*path, key)
+            if key in mapping:
+                self._complain(at, f"the key is written twice, first in line {self.document.places[at]}", event)
+                self._value(next(self.events), at)
+                continue
+            self.document.places[at] = event.start_mark.line + 1
+            mapping[key] = self._value(next(self.events), at)
+        return mapping
+
+    def _key(self, event: yaml.Event, path: KeyPath) -> str | None:
+        """The key, or None when it is not one that a recipe can have."""
+        key = self._value(event, (*path, "?"))
+        if isinstance(event, yaml.AliasEvent):
+            return None
+        if not isinstance(event, yaml.ScalarEvent):
+            self._complain(path, "a list or mapping stands where a key should; keys are names", event)
+            return None
+        if event.style is None and key == "<<":
+            self._complain(path, "the merge key << is not allowed in a recipe; write the keys out", event)
+            return None
+        if not isinstance(key, str):
+            self._complain(path, f"the key {shorten(event.value)!r} is not a name", event)
+            return None
+        return key
+
+
+def _scalar(event: yaml.ScalarEvent) -> str | int | float | bool | None:
+    """The value of a scalar by YAML 1.2's core rules. Raises ValueError for what no recipe can mean."""
+    text = event.value
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("half of a surrogate pair is no character")
+    if event.style is not None:
+        return text
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        if len(text) > MAX_DIGITS:
+            raise ValueError(f"a number of {len(text)} digits; a recipe's numbers have at most {MAX_DIGITS}")
+        return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+_SETTING = re.compile(r"(?P<path>[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[[0-9]+\])*)=(?P<value>.*)", re.DOTALL)
+
+
+def assign(document: Document, setting: str, keys_at: Callable[[KeyPath], Iterable[str]]) -> None:
+    """Write one `--set key.key[0].key=value` into the document. `keys_at` says which keys a place of the recipe may have.
+
+    A mapping that may stand there but was not written is made. What cannot be done becomes a problem.
+    """
+    try:
+        _assign(document, setting, keys_at)
+    except ValueError as error:
+        document.problems.append(Problem(f"--set {shorten(setting)}", str(error)))
+
+
+def _assign(document: Document, setting: str, keys_at: Callable[[KeyPath], Iterable[str]]) -> None:
+    match = _SETTING.fullmatch(setting)
+    if match is None:
+        raise ValueError("expected KEY=VALUE, for example --set networks.teacher.fit.epochs=2")
+    value = read(match["value"])
+    if value.problems:
+        raise ValueError("; ".join(problem.message for problem in value.problems))
+
+    names = re.findall(r"[^.\[\]]+", match["path"])
+    node, at = document.value, ()
+    for n, name in enumerate(names):
+        key = _key_in(node, name, at)
+        here, at = at, (*at, key)
+        if n == len(names) - 1:
+            node[key] = value.value
+            document.places = {path: place for path, place in document.places.items() if path[: len(at)] != at}
+            document.places[at] = setting
+        elif isinstance(node, dict) and node.get(key) is None:
+            known = dict.fromkeys([*keys_at(here), *node])
+            if key not in known:
+                raise ValueError(unknown("key", name, known))
+            if names[n + 1].isdecimal():
+                raise ValueError(f"{dotted(at)} is not written in the recipe; set the whole list")
+            node[key] = {}
+            document.places[at] = setting
+        node = node[key]
+
+
+def _key_in(node: Any, name: str, at: KeyPath) -> Any:
+    """`name` as the index or key that `node` takes. Raises ValueError when it can have none of that name."""
+    if isinstance(node, dict):
+        return name
+    if not isinstance(node, list):
+        raise ValueError(f"{dotted(at)} is {given(node)}, with nothing in it")
+    if re.fullmatch("[0-9]{1,9}", name) and int(name) < len(node):
+        return int(name)
+    raise ValueError(f"{dotted(at)} is a list of {len(node)}, counted from {dotted((*at, 0))}")
