@@ -7,7 +7,6 @@ machine, so it is held to the forms below before anyone reads it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,7 +79,5 @@ def ask(device: str, job: Mapping[str, Any], files: Mapping[str, Path], form: ty
 def find(device: str) -> Transport:
     """The transport called `device`. Raises DeviceError when there is none."""
     if device not in DEVICES:
-        near = difflib.get_close_matches(device, DEVICES, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise DeviceError(f"There is no device {device!r}.{hint} Devices: {', '.join(DEVICES)}.")
+        raise DeviceError(f"There is no device {device!r}. Devices: {', '.join(DEVICES)}.")
     return DEVICES[device]
