@@ -1,0 +1,37 @@
+"""Distil a network into one or several small students, export them as int8 ONNX, and prove the files on the device.
+
+The commands as functions: `load_recipe`, `distill`, `export` and `bench`. Importing this package imports nothing heavy;
+each function imports what it needs when it is first looked up.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdedge.benchmark import bench
+    from kdedge.deployment import export
+    from kdedge.distillation import distill
+    from kdedge.errors import KdedgeError
+    from kdedge.recipe import load_recipe
+
+__all__ = ["KdedgeError", "__version__", "bench", "distill", "export", "load_recipe"]
+
+_HOME = {
+    "KdedgeError": "errors",
+    "bench": "benchmark",
+    "distill": "distillation",
+    "export": "deployment",
+    "load_recipe": "recipe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("kdedge")
+    if name not in _HOME:
+        raise AttributeError(f"module 'kdedge' has no attribute {name!r}")
+    return getattr(import_module(f"kdedge.{_HOME[name]}"), name)

@@ -1,13 +1,15 @@
-"""Recipe -> the stages that carry it out, with their content keys and parents. Pure: no torch, no files, no clock."""
+"""Recipe -> the stages that carry it out, with their content keys and parents. Needs no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from kdedge.data.catalog import DATASETS
+from kdedge.errors import DataError
 from kdedge.models.catalog import find
 from kdedge.recipe import Network, Recipe
 
@@ -83,6 +85,37 @@ def parameters(recipe: Recipe, name: str) -> int:
     classes = len(DATASETS[recipe.data.name].classes)
     members = sum(info.parameters for model in network.models if (info := find(model)) is not None)
     return members + (network.dense + 1) * classes
+
+
+def describe(recipe: Recipe, runs: Path, data_dir: Path | None) -> dict[str, Any]:
+    """The plan as `kdedge plan` shows it: stages with keys and whether they are finished in `runs`.
+
+    Without the data there are no keys; then they are null and `note` says why.
+    """
+    from kdedge.data.load import load  # needs numpy, which the rest of this file does not
+    from kdedge.data.splits import split
+
+    note, fingerprint = None, None
+    try:
+        data = load(recipe.data.name, data_dir)
+        wanted = recipe.data
+        cut = split(len(data.train_labels), wanted.split_seed, wanted.validation, wanted.calibration, wanted.limit)
+        fingerprint = f"{data.fingerprint}/{cut.fingerprint}"
+    except DataError as error:
+        note = f"Without the data the stages have no keys yet. {error}"
+    stages = [
+        {
+            "name": stage.name,
+            "kind": stage.kind,
+            "network": stage.network,
+            "parents": list(stage.parents),
+            "key": stage.key if fingerprint else None,
+            "finished": bool(fingerprint) and (runs / recipe.name / stage.folder).is_dir(),
+        }
+        for stage in plan(recipe, fingerprint or "unknown")
+    ]
+    sizes = {name: parameters(recipe, name) for name in recipe.networks}
+    return {"recipe": recipe.resolved(), "parameters": sizes, "stages": stages, "note": note}
 
 
 def _without_names(config: dict[str, Any], network: Network) -> dict[str, Any]:

@@ -7,8 +7,8 @@ recipe_rules.py.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,14 +31,13 @@ from pydantic_core import ErrorDetails
 
 from kdedge import recipe_rules
 from kdedge.data.catalog import DATASETS
-from kdedge.errors import Problem, RecipeError
-from kdedge.losses import LOSSES, CrossEntropy, Lesson
+from kdedge.errors import RecipeError
+from kdedge.losses import Lesson
+from kdedge.losses.logits import CrossEntropy
 from kdedge.models import catalog
-from kdedge.recipe_rules import MAX_MEMBERS
-from kdedge.wording import KeyPath, expected, given, keys, nearest, unknown
-from kdedge.yaml_reader import Document, assign, read
-
-MAX_BYTES = 1_000_000  # a recipe is a page; the longest sensible one is far from this
+from kdedge.recipe_rules import LESSONS, MAX_MEMBERS
+from kdedge.wording import KeyPath, explain, given, keys, unknown
+from kdedge.yaml_reader import Document, assign, read, read_text
 
 
 def _known_dataset(name: str) -> str:
@@ -75,7 +74,7 @@ ModelName = Annotated[
     Field(description=f"one of {', '.join(catalog.names())}", examples=[*catalog.MODELS]),
 ]
 MemberModels = Annotated[tuple[ModelName, ...], _FromList, Field(min_length=1, max_length=MAX_MEMBERS)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -94,7 +93,7 @@ class Augment(_Fields):
 class Data(_Fields):
     """The images, and how the training set is cut; the test set is never touched."""
 
-    name: DatasetName
+    name: DatasetName = Field(examples=["fashion-mnist"])
     split_seed: Seed = 0
     validation: int = Field(5000, ge=100, description="training images kept for selection and gates")
     calibration: int = Field(512, ge=1, description="training images kept for int8 calibration")
@@ -130,7 +129,7 @@ class Fit(_Fields):
 class Head(_Fields):
     """A head that starts as another network's and is then trained alone on the labels."""
 
-    source: str = Field(alias="from", description="the network whose head it starts as")
+    source: str = Field(alias="from", examples=["teacher"], description="the network whose head it starts as")
     fine_tune_epochs: int = Field(0, ge=0, le=100_000)
     fine_tune_lr: PositiveFloat = 1e-3
 
@@ -140,11 +139,11 @@ class Network(_Fields):
 
     model: Annotated[
         Annotated[ModelName, Tag("one")] | Annotated[MemberModels, Tag("list")], Discriminator(_one_or_list)
-    ]
+    ] = Field(examples=["tcn-student-4"])
     count: int | None = Field(None, ge=1, le=MAX_MEMBERS, description="members of the group; without it, no group")
-    learns: Annotated[
-        tuple[Annotated[Lesson, Field(discriminator="loss")], ...], _FromList, Field(min_length=1, max_length=64)
-    ] = (CrossEntropy(),)
+    learns: Annotated[tuple[Annotated[Lesson, Field(discriminator="loss")], ...], _FromList] = Field(
+        (CrossEntropy(),), min_length=1, max_length=64, examples=[[{"from": "teacher", "loss": "mse"}]]
+    )
     fit: Fit = Fit()
     head: Head | None = None
 
@@ -201,10 +200,12 @@ class Bench(_Fields):
 class Recipe(_Fields):
     """A whole recipe. Made by `load_recipe`, `parse_recipe` or `Recipe.parse`, which check all rules."""
 
-    name: Slug
+    name: Slug = Field(examples=["tcn4"])
     seed: Seed = 0
-    data: Data
-    networks: dict[NetworkName, Network] = Field(min_length=1, max_length=1000)
+    data: Data = Field(examples=[{"name": "fashion-mnist"}])
+    networks: dict[NetworkName, Network] = Field(
+        min_length=1, max_length=256, examples=[{"teacher": {"model": "tcn-teacher"}}]
+    )
     deploy: Deploy = Deploy()
     bench: Bench = Bench()
 
@@ -233,33 +234,16 @@ _CLASSES: dict[KeyPath, type[BaseModel]] = {  # which keys may stand where; "*" 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, changed by `networks.teacher.fit.epochs=2` and the like. Raises RecipeError."""
-    source = str(path)
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise RecipeError(source, [Problem("", f"larger than {MAX_BYTES:,} bytes; this is no recipe")])
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise RecipeError(source, [Problem("", "not a text file in UTF-8", line)]) from None
-    except (OSError, ValueError) as error:  # ValueError: a name with a null character
-        siblings = [str(file) for file in Path(path).parent.glob("*.yaml")] if isinstance(error, OSError) else []
-        meant = nearest(source, siblings) if isinstance(error, FileNotFoundError) else None
-        reason = getattr(error, "strerror", None) or str(error)
-        message = f"cannot be read: {reason}" + (f"; did you mean {meant}?" if meant else "")
-        raise RecipeError(source, [Problem("", message)]) from None
-    return parse_recipe(text, source, overrides)
+    return parse_recipe(read_text(Path(path)), str(path), overrides)
 
 
 def parse_recipe(text: str, source: str = "<recipe>", overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML text; `source` names it in problems. Raises RecipeError with every problem found."""
     document = read(text)
-    if document.whole and isinstance(document.value, dict):
-        for setting in overrides:
-            assign(document, setting, lambda path: _keys_at(path, document.value))
     if not document.whole:
         raise RecipeError(source, document.problems)
+    for setting in overrides if isinstance(document.value, dict) else ():
+        assign(document, setting, lambda path: keys(_class_at(path)))
     return _build(document, source)
 
 
@@ -271,7 +255,7 @@ def quick(recipe: Recipe) -> Recipe:
         if head is not None:
             head = head.model_copy(update={"fine_tune_epochs": min(head.fine_tune_epochs, 1)})
         networks[name] = network.model_copy(update={"fit": network.fit.model_copy(update={"epochs": 1}), "head": head})
-    limit = min(recipe.data.limit or math.inf, 2048)
+    limit = min(recipe.data.limit or 2048, 2048)
     bench = {"rounds": min(recipe.bench.rounds, 2), "seconds": min(recipe.bench.seconds, 0.1)}
     return recipe.model_copy(
         update={
@@ -285,3 +269,64 @@ def quick(recipe: Recipe) -> Recipe:
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a recipe, by which editors complete and check YAML."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Recipe.model_json_schema(by_alias=True)
+
+
+def _build(document: Document, source: str) -> Recipe:
+    """Recipe from plain values, or RecipeError with the reader's, the schema's and the rules' problems together."""
+    tree, problems = document.value, list(document.problems)
+    if not isinstance(tree, dict):
+        hint = "a recipe is a mapping of keys and values; write at least name, data and networks"
+        problems.append(document.problem((), f"expected a recipe, got {given(tree)}; {hint}"))
+        raise RecipeError(source, problems)
+    recipe: Recipe | None = None
+    found: dict[KeyPath, str] = {}
+    try:
+        recipe = Recipe.model_validate(tree, strict=True)
+    except ValidationError as error:
+        for details in error.errors(include_url=False):
+            path = _path(details)
+            incomplete = details["type"] == "missing" and path[:-1] in document.refused
+            if path not in document.refused and not incomplete:
+                found[path] = _message(details, path)
+    refused = {*found, *document.refused}
+    findings = dict.fromkeys([*found.items(), *recipe_rules.check(tree, refused)])
+    problems += [document.problem(path, message) for path, message in findings]
+    if problems or recipe is None:
+        raise RecipeError(source, sorted(problems, key=lambda problem: problem.line or sys.maxsize))
+    return recipe
+
+
+def _path(details: ErrorDetails) -> KeyPath:
+    """Where an error stands in the recipe: pydantic's location without the names of unions' branches."""
+    path = details["loc"]
+    if path[0] == "networks":
+        if path[2:] == ("[key]",) and details["type"] != "extra_forbidden":
+            path = path[:2]
+        elif path[2:3] == ("learns",):
+            path = path[:4] + path[5:]
+        elif path[2:3] == ("model",):
+            path = path[:3] + path[4:]
+    return (*path, "loss") if details["type"].startswith("union_tag") else path
+
+
+def _message(details: ErrorDetails, path: KeyPath) -> str:
+    """One of pydantic's errors in plain words, with what to write."""
+    value, ending = details["input"], path[-1]
+    if details["type"] == "union_tag_invalid":
+        return unknown("loss", str(value["loss"]), LESSONS)
+    if details["type"] == "union_tag_not_found":
+        return f"missing; write one of {', '.join(LESSONS)}"
+    model = LESSONS[str(details["loc"][4])] if len(path) == 5 and path[2] == "learns" else _class_at(path[:-1])
+    if issubclass(model, CrossEntropy) and ending == "from":
+        return f"cross_entropy learns from labels, not from {given(value)}; from a network learn with kd or mse"
+    if path[0] == "networks" and len(path) == 2:
+        return f"expected a network, for example {{model: tcn-student-4}}, got {given(value)}"
+    if len(path) == 4 and path[2] == "learns":
+        return f"expected a lesson, for example {{from: teacher, loss: mse}}, got {given(value)}"
+    return explain(details, ending, model)
+
+
+def _class_at(path: KeyPath) -> type[BaseModel]:
+    if path[:1] == ("networks",) and len(path) > 1:
+        path = ("networks", "*", *path[2:])
+    return _CLASSES.get(path, BaseModel)  # a class without keys for lists and for what nobody declared

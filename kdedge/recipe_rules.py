@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import Any, cast
 
 from kdedge.data.catalog import DATASETS
 from kdedge.losses import LOSSES
+from kdedge.losses.lesson import LessonFields
 from kdedge.models import catalog
 from kdedge.wording import KeyPath, unknown
 
@@ -20,7 +21,8 @@ Finding = tuple[KeyPath, str]
 
 MAX_MEMBERS = 64
 
-_WHAT = {name: loss.model_fields["what"].default for name, loss in LOSSES.items()}
+LESSONS = cast("dict[str, type[LessonFields]]", LOSSES)
+_WHAT = {name: lesson.model_fields["what"].default for name, lesson in LESSONS.items()}
 
 
 @dataclass
@@ -47,7 +49,7 @@ class _Network:
 
 
 def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Finding]:
-    """What does not fit together in a recipe of plain values; `refused` are the places that the schema complained of."""
+    """What does not fit together in a recipe of plain values; `refused` are the places already complained of."""
     written = recipe.get("networks")
     if not isinstance(written, dict):
         return
@@ -129,13 +131,13 @@ def _images(networks: dict[str, _Network], dataset: object) -> Iterator[Finding]
 
 
 def _chunks(network: _Network, networks: dict[str, _Network]) -> Iterator[Finding]:
-    """Members share the dense vector that they learn, or whose head they take, in equal chunks (Malik et al. 2021, Eq. 3)."""
+    """Members learn equal chunks of a dense vector (Malik et al. 2021, Eq. 3); a head fits one width."""
     sources = [source for _, loss, source in network.lessons if _WHAT.get(loss) == "dense"]
     sources += [network.head] if network.head is not None else []
     models = [model for _, model in network.models]
     widths = {_info(model).dense: None for model in models}
     if not sources and len(widths) > 1:
-        message = f"the members have dense vectors of {', '.join(map(str, widths))}; all members of a group need the same"
+        message = f"the members' dense vectors are {', '.join(map(str, widths))} wide; a group's members need one width"
         yield ("networks", network.name, "model"), message
     for source in dict.fromkeys(sources):
         width = networks[source].dense if source in networks and source != network.name else 0

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 Z95 = 1.959963984540054
 
 # 97.5% quantiles of Student's t for 1, 2, ... 30 degrees of freedom; the last one stands for more of them.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-_T95 += (2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
-_T95 += (2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+_T95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228]
+_T95 += [2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086]
+_T95 += [2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def quantile_interval(sorted_values: Sequence[float], q: float) -> tuple[float, 
 
 
 def _binomial_ranks(n: int, q: float) -> tuple[int, int] | None:
-    """Ranks l and u in 1..n with P(B < l) <= 0.025 and P(B >= u) <= 0.025, B ~ Binomial(n, q), l largest, u smallest."""
+    """Largest l and smallest u in 1..n with P(B < l) <= 0.025 and P(B >= u) <= 0.025, for B ~ Binomial(n, q)."""
     deviation = math.sqrt(n * q * (1 - q))
     k = max(0, math.floor(n * q - 8 * deviation - 10))  # less than 1e-12 lies below
     log_choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)

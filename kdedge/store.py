@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from kdedge.errors import RunError
 
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _Document = TypeVar("_Document", bound=BaseModel)
+
+
+Role = Literal["teacher", "member", "head", "merged"]
+Precision = Literal["fp32", "int8"]
 
 
 class TensorInfo(BaseModel):
@@ -44,33 +48,39 @@ class TensorInfo(BaseModel):
 class ExportedFile(BaseModel):
     """One ONNX file of an export, with everything needed to check and run it."""
 
-    model_config = ConfigDict(extra="allow")
-
     network: str  # "teacher", "students", or "students.0" for a member
-    role: Literal["teacher", "member", "head", "merged"]
-    precision: Literal["fp32", "int8"]
+    role: Role
+    precision: Precision
     path: str  # relative to the export folder
     sha256: str
     bytes: int
     parameters: int
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
+    difference_to_torch: float | None = None  # of fp32: largest absolute difference of an output on the calibration images
+    float_nodes: list[str] | None = None  # of int8: nodes that onnxruntime still computes in float
 
 
 class Manifest(BaseModel):
     """The table of contents of an export folder."""
 
-    model_config = ConfigDict(extra="allow")
-
     format: Literal[1] = 1
     recipe: str
     files: list[ExportedFile]
+    quick: bool = False
+    stages: dict[str, str] = {}  # name and key of the stages that the weights come from
+    opset: int = 20
+    calibration: list[int] = []  # sample numbers of the training set
+    versions: dict[str, str] = {}
+    accuracy: list[dict[str, Any]] = []  # rows as in validation.json, on the validation split
+    gates: list[dict[str, Any]] = []  # the verdict on each int8 network
 
 
 class StageRecord(BaseModel):
-    """One stage of a run: its name in the plan, its content key and its folder, relative to the run."""
+    """One stage of a run, as the plan has it; the folder is relative to the run."""
 
     name: str
+    network: str
     key: str
     folder: str
 
@@ -118,11 +128,11 @@ def newest_run(runs: Path) -> Path:
     return found[-1].parent
 
 
-def read_manifest(run: Path) -> Manifest:
-    """The manifest of the run's export. Raises RunError when the run was not exported or the manifest is damaged."""
-    file = run / "export" / "manifest.json"
+def read_manifest(export: Path) -> Manifest:
+    """The manifest of an export folder. Raises RunError when there is none, or when it is damaged."""
+    file = export / "manifest.json"
     if not file.is_file():
-        raise RunError(f"{run} has no export: there is no {file}. Make one with `kdedge export --int8`.")
+        raise RunError(f"{export} is no export: it has no manifest.json. Make one with `kdedge export --int8`.")
     return _read(file, Manifest)
 
 

@@ -81,21 +81,27 @@ class GateResult(BaseModel):
 def graphs(manifest: Manifest) -> list[Graph]:
     """Every way in which the exported files can be deployed as a classifier, in the order of the manifest.
 
-    Raises RunError when a member belongs to no chain, a head has no members, or two files claim the same place.
+    Raises RunError when there is no file, a member without a head, a head without members, or a file that is twice.
     """
+    if not manifest.files:
+        raise RunError("manifest: the export has no files. Export again.")
     members: dict[tuple[str, str], dict[int, ExportedFile]] = defaultdict(dict)
     for file in manifest.files:
         if file.role == "member":
             network, _, number = file.network.rpartition(".")
             if not network or not number.isdecimal():
-                raise RunError(f"manifest: {file.path}: expected a member's name like 'students.0', given {file.network!r}")
+                raise RunError(
+                    f"manifest: {file.path}: expected a member's name like 'students.0', given {file.network!r}"
+                )
             members[network, file.precision][int(number)] = file
     found = []
     for file in manifest.files:
         if file.role == "head":
             chain = members.pop((file.network, file.precision), {})
             if not chain or sorted(chain) != list(range(len(chain))):
-                raise RunError(f"manifest: {file.path}: its members are {sorted(chain)}, expected 0, 1, ... Export again.")
+                raise RunError(
+                    f"manifest: {file.path}: its members are {sorted(chain)}, expected 0, 1, ... Export again."
+                )
             parts = tuple(chain[number] for number in range(len(chain)))
             found.append(Graph(file.network, file.role, file.precision, parts, file))
         elif file.role != "member":
@@ -151,7 +157,9 @@ def measure(
         right = np.asarray(said.predictions) == labels
         correct = int(right.sum())
         if (said.n, said.correct) != (len(labels), correct):
-            raise DeviceError(f"{device}: {graph.name}: counted {said.correct} of {said.n}, its predictions give {correct}")
+            raise DeviceError(
+                f"{device}: {graph.name}: counted {said.correct} of {said.n}, its predictions give {correct}"
+            )
         low, high = wilson(correct, len(labels))
         validation.rows.append(
             ValidationRow(
@@ -186,7 +194,9 @@ def _judge(validation: Validation, network: str, role: str, max_drop_points: flo
     fp32, int8 = (validation._right.get((network, role, precision)) for precision in ("fp32", "int8"))
     name = f"{network} ({role})"
     if fp32 is None or int8 is None or not fp32.size or fp32.shape != int8.shape:
-        missing = [precision for precision, right in (("fp32", fp32), ("int8", int8)) if right is None or not right.size]
+        missing = [
+            precision for precision, right in (("fp32", fp32), ("int8", int8)) if right is None or not right.size
+        ]
         return GateResult(
             network=network,
             role=role,
@@ -211,8 +221,8 @@ def _judge(validation: Validation, network: str, role: str, max_drop_points: flo
         only_fp32=drop.only_reference,
         only_int8=drop.only_candidate,
         n=drop.n,
-        reason=f"{name}: int8 loses {drop.points:.2f} points on {drop.n} images, at most {drop.upper_points:.2f} with 95% "
-        f"confidence; {max_drop_points:g} are allowed",
+        reason=f"{name}: int8 drops by {drop.points:.2f} points on {drop.n} images, with an upper 95% bound of "
+        f"{drop.upper_points:.2f}; {max_drop_points:g} are allowed",
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 KeyPath = tuple[str | int, ...]  # ("networks", "students", "learns", 0, "loss")
 
@@ -52,13 +54,43 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
-    """`unknown loss 'msee'; did you mean 'mse'? Losses: cross_entropy, kd, mse`, for the kinds of things that end in a name."""
+    """`unknown loss 'msee'; did you mean 'mse'? Losses: cross_entropy, kd, mse`."""
     choices = list(choices)
     meant = nearest(name, choices)
     guess = f"; did you mean {meant!r}?" if meant else "."
     plural = "losses" if kind == "loss" else f"{kind}s"
     listed = f" {plural.capitalize()}: {', '.join(choices[:30])}" if choices else f" There are no {plural} here"
     return f"unknown {kind} {shorten(repr(name))}{guess}{listed}{', ...' if len(choices) > 30 else ''}"
+
+
+def explain(error: ErrorDetails, key: str | int, model: type[BaseModel]) -> str:
+    """What one of pydantic's errors means, for the key `key` of `model`, without pydantic's own terms."""
+    field = keys(model).get(str(key))
+    value = error["input"]
+    match error["type"]:
+        case "extra_forbidden":
+            return unknown("key", str(key), keys(model))
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case "string_pattern_mismatch":
+            return f"expected a name of at most 64 a-z, 0-9, - and _ that starts with a-z or 0-9, got {given(value)}"
+        case "missing" if field is not None and field.examples:
+            return f"missing; write for example `{key}: {_flow(field.examples[0])}`"
+        case "missing":
+            return "missing; " + (field.description or "" if field is not None else "")
+        case "too_short" | "too_long" as kind:
+            limits = error["ctx"]
+            bound = f"at least {limits['min_length']}" if kind == "too_short" else f"at most {limits['max_length']}"
+            return f"expected {bound} of them, got {limits['actual_length']}"
+        case "literal_error" if field is not None and len(get_args(field.annotation)) > 1 and isinstance(value, str):
+            return unknown(str(key), value, get_args(field.annotation))
+        case _:
+            return f"expected {'text' if field is None else expected(field)}, got {given(value)}"
+
+
+def _flow(value: object) -> str:
+    """A value as YAML on one line."""
+    return json.dumps(value).replace('"', "")
 
 
 def expected(field: FieldInfo) -> str:
@@ -71,8 +103,10 @@ def expected(field: FieldInfo) -> str:
     if kind is int or kind is float:
         return ("a whole number" if kind is int else "a number") + _limits(field)
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return f"a mapping of keys and values; its keys are {', '.join(keys(kind))}"
-    return {bool: "true or false", str: "text", dict: "a mapping", tuple: "a list"}[get_origin(kind) or kind]
+        return f"a mapping with keys such as {next(iter(keys(kind)))}"
+    if field.examples:
+        return f"a value such as {_flow(field.examples[0])}"
+    return "true or false" if kind is bool else "text"
 
 
 def _limits(field: FieldInfo) -> str:

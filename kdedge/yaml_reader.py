@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kdedge.errors import Problem
-from kdedge.wording import KeyPath, dotted, given, shorten, unknown
+from kdedge.errors import Problem, RecipeError
+from kdedge.wording import KeyPath, dotted, given, nearest, shorten, unknown
 
+MAX_BYTES = 1_000_000  # a recipe is a page
 MAX_DEPTH = 50
 MAX_DIGITS = 40  # longer numbers are never meant, and Python refuses to convert the longest
 
@@ -32,7 +34,7 @@ _WORDS: dict[str, bool | float | None] = {
 }
 
 _HINTS = {  # what PyYAML says -> what to do about it
-    "mapping values are not allowed here": "a ':' too many or a wrong indentation; text that contains ': ' needs quotes",
+    "mapping values are not allowed here": "a ':' too many or a wrong indentation; text with ': ' in it needs quotes",
     "could not find expected ':'": "a key without ':' and value",
     "found unexpected end of stream": "a quote or bracket that is opened here is never closed",
 }
@@ -56,6 +58,26 @@ class Document:
             setting = f"--set {shorten(place)}"
             return Problem(setting if at == path else f"{setting}: {dotted(path)}", message)
         return Problem(dotted(path), message, place)
+
+
+def read_text(path: Path) -> str:
+    """The text of a recipe's file. Raises RecipeError when it cannot be read, is too large or is no text."""
+    problem = None
+    content = b""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) <= MAX_BYTES:
+            return content.decode("utf-8-sig")
+        problem = Problem("", f"larger than {MAX_BYTES:,} bytes; this is no recipe")
+    except UnicodeDecodeError as error:
+        problem = Problem("", "not a text in UTF-8", content.count(b"\n", 0, error.start) + 1)
+    except FileNotFoundError:
+        meant = nearest(str(path), [str(file) for file in path.parent.glob("*.yaml")])
+        problem = Problem("", "there is no such file" + (f"; did you mean {meant}?" if meant else ""))
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        problem = Problem("", f"cannot be read: {getattr(error, 'strerror', None) or error}")
+    raise RecipeError(str(path), [problem])
 
 
 def read(text: str) -> Document:
@@ -104,11 +126,11 @@ class _Reader:
                     raise _StopReading
                 started = True
                 first = next(self.events)
-                self.document.places[()] = first.start_mark.line + 1
+                self.document.places[()] = _line(first)
                 self.document.value = self._value(first, ())
 
     def _complain(self, path: KeyPath, message: str, event: yaml.Event) -> None:
-        self.document.problems.append(Problem(dotted(path), message, event.start_mark.line + 1))
+        self.document.problems.append(Problem(dotted(path), message, _line(event)))
 
     def _value(self, event: yaml.Event, path: KeyPath) -> Any:
         if len(path) > MAX_DEPTH:
@@ -143,7 +165,7 @@ class _Reader:
         items: list[Any] = []
         while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
             at = (*path, len(items))
-            self.document.places.setdefault(at, event.start_mark.line + 1)
+            self.document.places.setdefault(at, _line(event))
             items.append(self._value(event, at))
         return items
 
@@ -160,7 +182,7 @@ class _Reader:
                 self._complain(at, f"the key is written twice, first in line {self.document.places[at]}", event)
                 self._value(next(self.events), at)
                 continue
-            self.document.places[at] = event.start_mark.line + 1
+            self.document.places[at] = _line(event)
             mapping[key] = self._value(next(self.events), at)
         return mapping
 
@@ -179,6 +201,11 @@ class _Reader:
             self._complain(path, f"the key {shorten(event.value)!r} is not a name", event)
             return None
         return key
+
+
+def _line(event: yaml.Event) -> int:
+    assert event.start_mark is not None, "PyYAML marks every event that it parses from text"
+    return event.start_mark.line + 1
 
 
 def _scalar(event: yaml.ScalarEvent) -> str | int | float | bool | None:
@@ -201,9 +228,9 @@ _SETTING = re.compile(r"(?P<path>[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[[0-9]+\])*)=(?P<v
 
 
 def assign(document: Document, setting: str, keys_at: Callable[[KeyPath], Iterable[str]]) -> None:
-    """Write one `--set key.key[0].key=value` into the document. `keys_at` says which keys a place of the recipe may have.
+    """Write one `--set key.key[0].key=value` into the document; what cannot be done becomes a problem.
 
-    A mapping that may stand there but was not written is made. What cannot be done becomes a problem.
+    `keys_at` says which keys may stand at a place: a mapping that was not written there is made.
     """
     try:
         _assign(document, setting, keys_at)
@@ -220,7 +247,8 @@ def _assign(document: Document, setting: str, keys_at: Callable[[KeyPath], Itera
         raise ValueError("; ".join(problem.message for problem in value.problems))
 
     names = re.findall(r"[^.\[\]]+", match["path"])
-    node, at = document.value, ()
+    node = document.value
+    at: KeyPath = ()
     for n, name in enumerate(names):
         key = _key_in(node, name, at)
         here, at = at, (*at, key)

@@ -6,9 +6,11 @@ import hashlib
 import os
 import socket
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +65,17 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         raise DataError(f"{error.filename or name}: cannot be read: {error.strerror or error}") from None
     arrays = (train_images, train_labels, test_images, test_labels)
     return Dataset(name, info, str(folder), _fingerprint(*arrays), *arrays)
+
+
+def load_recorded(recorded: Mapping[str, Any], data_dir: Path | None = None) -> Dataset:
+    """The dataset that a run recorded: its `name` and `fingerprint`. Raises DataError when this is not the same data."""
+    dataset = load(recorded["name"], data_dir)
+    if dataset.fingerprint != recorded["fingerprint"]:
+        raise DataError(
+            f"{dataset.origin} is not the data of this run: expected {dataset.name} with fingerprint "
+            f"{recorded['fingerprint']}, found {dataset.fingerprint}. Name the folder of the same data with --data-dir."
+        )
+    return dataset
 
 
 def _places(name: str, info: DatasetInfo, data_dir: Path | None) -> list[Path]:

@@ -69,5 +69,11 @@ def put(job: Mapping[str, Any], files: Mapping[str, Path], folder: Path) -> None
 
 def _what(job: Mapping[str, Any], files: Mapping[str, Path]) -> str:
     graphs = [name for name in files if name.endswith(".onnx")]
-    of = "" if not graphs else f" of {graphs[0]}" if len(graphs) == 1 else f" of {len(graphs)} files ({', '.join(graphs)})"
+    of = (
+        ""
+        if not graphs
+        else f" of {graphs[0]}"
+        if len(graphs) == 1
+        else f" of {len(graphs)} files ({', '.join(graphs)})"
+    )
     return f"The {job.get('task')} job{of}"

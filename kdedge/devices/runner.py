@@ -5,7 +5,8 @@ names its files by {"path", "sha256"}, relative to the job's folder; all are che
 
     {"task": "accuracy", "threads": 2, "images": FILE, "labels": FILE, "batch": 250,
      "graphs": [{"name": "students head fp32", "members": [FILE, ...], "head": FILE or null}, ...]}
-    {"task": "latency", "threads": 1, "images": FILE, "seconds": 1.0, "min_runs": 100, "files": [{"name", ...FILE}, ...]}
+    {"task": "latency", "threads": 1, "images": FILE, "seconds": 1.0, "min_runs": 100,
+     "files": [{"name", ...FILE}, ...]}
     {"task": "cold", "threads": 1, "images": FILE, "files": [] or [{"name", ...FILE}]}
 
 Images are .npy, uint8 [n, C, H, W]; labels .npy, integers [n]. Graphs take `image` (uint8) or, as a head, `dense`
@@ -15,7 +16,6 @@ line on stderr. Times are of `InferenceSession.run` alone, on inputs prepared be
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import hashlib
 import json
@@ -45,17 +45,16 @@ class JobError(Exception):
 
 def main(arguments: list[str]) -> int:
     """Do the job in the file named on the command line and print the answer."""
-    with contextlib.ExitStack() as stack:
-        # Only the answer may reach stdout, whatever native code prints: it goes to stderr meanwhile.
-        stdout = stack.enter_context(os.fdopen(os.dup(1), "w", encoding="utf-8"))
-        os.dup2(2, 1)
-        try:
-            if len(arguments) != 1:
-                raise JobError(f"usage: python runner.py job.json, got {len(arguments)} arguments")
-            answer = run(Path(arguments[0]))
-        except JobError as error:
-            print(f"runner: {error}", file=sys.stderr)
-            return 1
+    stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # only the answer may reach stdout, whatever native code prints
+    try:
+        if len(arguments) != 1:
+            raise JobError(f"usage: python runner.py job.json, got {len(arguments)} arguments")
+        answer = run(Path(arguments[0]))
+    except JobError as error:
+        print(f"runner: {error}", file=sys.stderr)
+        return 1
+    with stdout:
         json.dump(answer, stdout)
     return 0
 
@@ -79,28 +78,20 @@ def accuracy(job: dict[str, Any]) -> dict[str, Any]:
     images, labels = load(job, "images"), load(job, "labels")
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise JobError(f"job: labels: expected {len(images)} integers, found {labels.dtype} {list(labels.shape)}")
-    batch = need(job, "batch", int)
-    if batch < 1:
-        raise JobError(f"job: batch: expected at least 1, given {batch}")
+    batch, threads = need(job, "batch", int), need(job, "threads", int)
     graphs = []
     for graph in need(job, "graphs", list):
+        name, head = need(graph, "name", str), need(graph, "head", dict, type(None))
         members = [locate(job, member) for member in need(graph, "members", list)]
-        head = need(graph, "head", dict, type(None))
         if not members or (head is None and len(members) > 1):
-            raise JobError(f"job: {need(graph, 'name', str)}: several members need a head, given {len(members)} members")
-        graphs.append((need(graph, "name", str), members, head and locate(job, head)))
+            raise JobError(f"job: {name}: expected one member, or several and a head, given {len(members)} without")
+        graphs.append((name, members, head and locate(job, head)))
 
     answers = []
     for name, members, head in graphs:
-        said = predict(members, head, images, batch, need(job, "threads", int))
-        answers.append(
-            {
-                "name": name,
-                "n": len(images),
-                "correct": int((said == labels).sum()),
-                "predictions": said.tolist(),
-            }
-        )
+        said = predict(members, head, images, batch, threads)
+        correct = int((said == labels).sum())
+        answers.append({"name": name, "n": len(images), "correct": correct, "predictions": said.tolist()})
     return {"graphs": answers}
 
 
@@ -214,8 +205,6 @@ TASKS = {"accuracy": accuracy, "latency": latency, "cold": cold}
 
 def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     """A session on the CPU with exactly `threads` threads, whatever the number of cores."""
-    if threads < 1:
-        raise JobError(f"job: threads: expected at least 1, given {threads}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -255,13 +244,12 @@ def load(job: dict[str, Any], key: str) -> np.ndarray:
     """The array in the file that `job[key]` names; images are held to their form here."""
     path = locate(job, need(job, key, dict))
     try:
-        array = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise JobError(f"{path.name} cannot be read: {one_line(error)}") from None
-    if not isinstance(array, np.ndarray) or (
-        key == "images" and (array.dtype != np.uint8 or array.ndim != 4 or not len(array))
-    ):
-        raise JobError(f"{path.name}: expected uint8 [n, C, H, W] with n at least 1")
+    if key == "images" and (array.dtype != np.uint8 or array.ndim != 4 or not len(array)):
+        raise JobError(f"{path.name}: expected uint8 [n, C, H, W], found {array.dtype} {list(array.shape)}")
     return array
 
 
@@ -269,7 +257,7 @@ def locate(job: dict[str, Any], entry: Any) -> Path:
     """Path of a file of the job, after its place and its SHA-256 were checked."""
     name, digest = need(entry, "path", str), need(entry, "sha256", str)
     folder: Path = job["folder"]
-    path = folder / name
+    path: Path = folder / name
     if not path.resolve().is_relative_to(folder):
         raise JobError(f"job: path {name!r} leads out of the job's folder")
     try:
@@ -283,21 +271,22 @@ def locate(job: dict[str, Any], entry: Any) -> Path:
 
 
 def need(mapping: Any, key: str, *kinds: type) -> Any:
-    """`mapping[key]`, when it is there and of one of the types."""
+    """`mapping[key]`, when it is there and of one of the types; every number of a job is above 0."""
     if not isinstance(mapping, dict) or key not in mapping:
         raise JobError(f"job: expected an object with {key!r}, given {one_line(mapping)[:80]}")
     value = mapping[key]
     if not isinstance(value, kinds) or isinstance(value, bool):
         raise JobError(f"job: {key}: expected {' or '.join(kind.__name__ for kind in kinds)}, given {value!r:.80}")
+    if isinstance(value, (int, float)) and not value > 0:
+        raise JobError(f"job: {key}: expected a number above 0, given {value!r}")
     return value
 
 
 def device() -> dict[str, Any]:
     """What this runs on; what cannot be read is null."""
     cpuinfo = read("/proc/cpuinfo") or ""
-    frequency_khz = read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
-    mhz = float(frequency_khz) / 1000 if frequency_khz else cpuinfo_value(cpuinfo, "cpu MHz")
-    temperatures = [read(str(zone)) for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
+    khz = number(read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"))
+    millidegrees = [number(read(str(zone))) for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": cpuinfo_value(cpuinfo, "model name", "Model", "Hardware") or platform.processor() or None,
@@ -312,8 +301,8 @@ def device() -> dict[str, Any]:
         "onnxruntime": onnxruntime.__version__,
         "providers": ["CPUExecutionProvider"],
         "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "frequency_mhz": float(mhz) if mhz else None,
-        "temperature_celsius": max((int(t) / 1000 for t in temperatures if t), default=None),
+        "frequency_mhz": khz / 1000 if khz else number(cpuinfo_value(cpuinfo, "cpu MHz")),
+        "temperature_celsius": max((one / 1000 for one in millidegrees if one is not None), default=None),
         "load_average_1min": os.getloadavg()[0],
     }
 
@@ -358,6 +347,14 @@ def read(path: str) -> str | None:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
+        return None
+
+
+def number(text: str | None) -> float | None:
+    """The number that a system file holds, or None: some hold "<unknown>"."""
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
         return None
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -204,7 +205,7 @@ def _describe(
         quick=quick,
         recipe=recipe.resolved(),
         data=data,
-        stages=[store.StageRecord(name=stage.name, key=stage.key, folder=stage.folder) for stage in stages],
+        stages=[store.StageRecord(name=stage.name, network=stage.network, key=stage.key, folder=stage.folder) for stage in stages],
         versions={
             "python": platform.python_version(),
             **{package: version(package) for package in ("kdedge", "torch", "numpy")},
@@ -273,3 +274,24 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def summary(run: store.Run) -> dict[str, Any]:
+    """What `distill` says of a finished run: each network's size and validation accuracy, and the record of each stage."""
+    records = [store.read_document(run.stage(stage.name) / "stage.json") for stage in run.stages]
+    networks = {}  # a later stage of the same network replaces the earlier one
+    for stage, record in zip(run.stages, records, strict=True):
+        networks[stage.network] = {
+            "name": stage.network,
+            "parameters": record["parameters"],
+            "validation_accuracy": record["history"][-1]["validation_accuracy"],
+        }
+    return {
+        "recipe": run.name,
+        "run": str(run.path),
+        "quick": run.quick,
+        "seed": run.recipe["seed"],
+        "data": {key: value for key, value in run.data.items() if not isinstance(value, list)},
+        "networks": list(networks.values()),
+        "stages": records,
+    }

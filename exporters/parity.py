@@ -1,0 +1,38 @@
+"""Whether a file computes in onnxruntime what its module computes in torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from exporters.float32 import ExportError
+
+BATCHES = (1, 3, 5)  # sizes that the export did not see: a batch that was taken for a constant fails on them
+TOLERANCE = 1e-4  # of the range of the module's outputs
+
+
+def check(path: Path, module: nn.Module, given: NDArray[np.generic], inputs: Tensor) -> float:
+    """Largest difference between the file on `given` and the module on `inputs`, the same samples [n, ...] as the file
+    and as the module take them. Raises ExportError when it is over TOLERANCE of the outputs' range."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    with torch.no_grad():
+        expected = module.cpu().eval()(inputs).numpy()
+    sizes = [*BATCHES, len(given) - sum(BATCHES)]
+    parts = np.split(given, np.cumsum(sizes)[:-1])
+    found = np.concatenate([session.run(None, {name: part})[0] for part in parts if len(part)])
+    difference = float(np.abs(found - expected).max())
+    allowed = TOLERANCE * float(np.ptp(expected))
+    if not difference <= allowed:
+        raise ExportError(
+            f"{path.name} differs from the network by {difference:.3g}, of {allowed:.3g} allowed: onnxruntime computes "
+            "something else than torch did"
+        )
+    return difference

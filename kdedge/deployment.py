@@ -1,0 +1,176 @@
+"""The story of `export`: run -> ONNX files in fp32 and int8 -> measured -> gate -> manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from exporters.audit import float_nodes
+from exporters.float32 import OPSET, PIXELS, ExportError, PixelScale, from_pixels, to_graph
+from exporters.int8 import quantize
+from exporters.parity import check
+from kdedge import store
+from kdedge.data.batches import normalise, pixel_scale
+from kdedge.data.catalog import DatasetInfo
+from kdedge.data.load import load_recorded
+from kdedge.errors import GateError, RunError
+from kdedge.models.network import Network, count_parameters
+from kdedge.networks import finished_network
+from kdedge.progress import Quiet
+from kdedge.recipe import Recipe
+from kdedge.store import ExportedFile, Manifest, Precision, Role, Run, TensorInfo
+from kdedge.validate import gate, measure
+
+
+def export(
+    run: Run | Path | str, *, int8: bool = True, data_dir: Path | None = None, progress: Quiet | None = None
+) -> Manifest:
+    """Write the run's teacher, members, heads and merged networks to RUN/export, then measure what was written.
+
+    Raises GateError when an int8 file lost more accuracy on the validation split than the recipe allows: the files and
+    the manifest are left, and say so. Raises RunError when the run is unfinished or damaged.
+    """
+    progress = progress or Quiet()
+    run = run if isinstance(run, Run) else store.open_run(Path(run))
+    recipe = Recipe.parse(run.recipe, str(run.path / "run.json"))
+    networks = [(name, role, finished_network(run, recipe, name, _last_stage(run, name))) for name, role in roles(recipe)]
+    dataset = load_recorded(run.data, data_dir)
+    calibration = torch.from_numpy(dataset.train_images[run.data["calibration"]])
+    validation = dataset.train_images[run.data["validation"]], dataset.train_labels[run.data["validation"]]
+    with store.lock(run.path), store.new_folder(run.path / "export") as folder:
+        manifest = Manifest(
+            recipe=recipe.name,
+            quick=run.quick,
+            stages={stage.name: stage.key for stage in run.stages},
+            opset=OPSET,
+            calibration=run.data["calibration"] if int8 else [],
+            versions={**run.versions, **{name: version(name) for name in ("onnx", "onnxscript", "onnxruntime")}},
+            files=[],
+        )
+        pieces = [piece for name, role, network in networks for piece in _pieces(name, role, network, recipe)]
+        for done, piece in enumerate(pieces):
+            progress.update("export", done, len(pieces), piece.file_name("fp32"))
+            manifest.files += _write(folder, piece, calibration, dataset.info, int8)
+        progress.finish()
+        store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+        progress.note(f"measuring {len(manifest.files)} files on {len(validation[1]):,} validation images")
+        measured = measure(folder, *validation, split="validation")
+        manifest.accuracy = [row.model_dump(mode="json") for row in measured.rows]
+        judged = gate(measured, recipe.deploy.int8.max_drop_points) if int8 else []
+        manifest.gates = [result.model_dump(mode="json") for result in judged]
+        store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+    refused = [result.reason for result in judged if not result.passed]
+    if refused:
+        raise GateError(
+            "\n".join(["The int8 export lost too much accuracy:", *(f"  {reason}" for reason in refused)])
+            + f"\nThe files are in {run.path / 'export'}; ship the fp32 files, or train longer and export again."
+        )
+    return manifest
+
+
+def roles(recipe: Recipe) -> list[tuple[str, Role]]:
+    """What is exported: networks that others learn from are teachers, what nobody learns from is merged and shipped."""
+    taught_from = {source for network in recipe.networks.values() for source in network.sources}
+    return [(name, "teacher" if name in taught_from or len(recipe.networks) == 1 else "merged") for name in recipe.networks]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One module that becomes one file a precision."""
+
+    network: str  # as the manifest has it
+    role: Role
+    module: nn.Module
+    gives: str  # "dense" or "logits"
+    calibrate: Network | None = None  # of a head: the network whose dense vectors it takes, instead of images
+
+    def file_name(self, precision: Precision) -> str:
+        part = f".{self.role}" if self.role in ("head", "merged") else ""
+        return f"{self.network}{part}.{precision}.onnx"
+
+
+def _pieces(name: str, role: Role, network: Network, recipe: Recipe) -> Iterator[_Piece]:
+    """A network, and if it is a group that is shipped, its members and its head as well."""
+    if role == "merged" and recipe.networks[name].is_group:
+        for number, member in enumerate(network.members):
+            yield _Piece(f"{name}.{number}", "member", member, "dense")
+        yield _Piece(name, "head", network.head, "logits", network)
+    yield _Piece(name, role, network, "logits")
+
+
+def _write(folder: Path, piece: _Piece, images: Tensor, info: DatasetInfo, int8: bool) -> Iterator[ExportedFile]:
+    """Write a piece in fp32 and, if wanted, int8, calibrated on `images`, uint8 [n, C, H, W]."""
+    pixels = PixelScale(info.mean, pixel_scale(info))
+    inputs = normalise(images, info)
+    given: Tensor = images
+    if piece.calibrate is not None:
+        with torch.no_grad():
+            given = inputs = piece.calibrate.dense(inputs)
+    taken = None if piece.calibrate is not None else pixels
+    try:
+        graph = to_graph(piece.module, inputs[:2], PIXELS if taken else "dense", piece.gives)
+        whole = from_pixels(graph, pixels, info.shape) if taken else graph
+        path = folder / piece.file_name("fp32")
+        store.write_bytes(path, whole.SerializeToString(deterministic=True))
+        difference = check(path, piece.module, given.numpy(), inputs)
+        yield _describe(path, piece, "fp32", whole, difference_to_torch=difference)
+        if int8:
+            quantized = quantize(graph, np.ascontiguousarray(inputs.numpy()), taken, info.shape)
+            path = folder / piece.file_name("int8")
+            store.write_bytes(path, quantized.SerializeToString(deterministic=True))
+            yield _describe(path, piece, "int8", quantized, float_nodes=float_nodes(path))
+    except ExportError as error:
+        raise RunError(f"{piece.network} ({piece.role}) cannot be exported: {error}") from None
+
+
+def _describe(path: Path, piece: _Piece, precision: Precision, graph: onnx.ModelProto, **measured: object) -> ExportedFile:
+    return ExportedFile(
+        network=piece.network,
+        role=piece.role,
+        precision=precision,
+        path=path.name,
+        sha256=store.sha256(path),
+        bytes=path.stat().st_size,
+        parameters=count_parameters(piece.module),
+        inputs=[_tensor(value) for value in graph.graph.input],
+        outputs=[_tensor(value) for value in graph.graph.output],
+        **measured,
+    )
+
+
+def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return TensorInfo(
+        name=value.name, dtype=dtype, shape=[axis.dim_param or axis.dim_value for axis in tensor.shape.dim]
+    )
+
+
+def _last_stage(run: Run, network: str) -> str:
+    """Name of the stage that gave `network` its final weights."""
+    return [record.name for record in run.stages if record.network == network][-1]
+
+
+def rows_to_print(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
+    """The files of an export as a table: size, accuracy on the validation split, and what stays in float."""
+    accuracy = {(row["network"], row["role"], row["precision"]): row for row in manifest.accuracy}
+    rows = []
+    for file in manifest.files:
+        measured = accuracy.get((file.network, file.role, file.precision))
+        rows.append(
+            [
+                file.path,
+                f"{file.parameters:,}",
+                f"{file.bytes / 1000:,.0f}",
+                f"{measured['accuracy']:.2f}" if measured else "",
+                "" if file.float_nodes is None else str(len(file.float_nodes)),
+            ]
+        )
+    return ["file", "parameters", "kB", "validation %", "float nodes"], rows

@@ -1,0 +1,137 @@
+"""A whole run in miniature, made of real files: images whose class is the brightest of their first ten pixels, networks
+that read just those pixels (so every prediction is known beforehand), and the manifest and run.json that belong to them.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from kdedge.data.load import load
+from kdedge.store import ExportedFile, Manifest, Run, TensorInfo, sha256, write_json
+
+PARAMETERS = 100  # told in the manifest; nothing here counts them
+
+
+def labelled_images(n: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images uint8 [n, 1, 28, 28] and labels 0, 1, ... 9, 0, ... as int64 [n]."""
+    labels = np.arange(n) % 10
+    images = np.zeros((n, 1, 28, 28), np.uint8)
+    images[np.arange(n), 0, 0, labels] = 255
+    return images, labels
+
+
+def pixels(columns: list[int]) -> NDArray[np.float32]:
+    """Weights [784, len(columns)] that hand on the given pixels; -1 stands for an output that is always 0."""
+    weights = np.zeros((784, len(columns)), np.float32)
+    for output, pixel in enumerate(columns):
+        if pixel >= 0:
+            weights[pixel, output] = 1
+    return weights
+
+
+def write_image_network(path: Path, weights: NDArray[np.float32], output: str = "logits") -> Path:
+    """image uint8 [batch, 1, 28, 28] -> float32 [batch, outputs], a product with `weights` [784, outputs]."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["float"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "weights"], [output]),
+    ]
+    return _write(path, nodes, ("image", TensorProto.UINT8, ["batch", 1, 28, 28]), output, weights)
+
+
+def write_head(path: Path, weights: NDArray[np.float32]) -> Path:
+    """dense float32 [batch, width] -> logits float32 [batch, classes], a product with `weights`."""
+    nodes = [helper.make_node("MatMul", ["dense", "weights"], ["logits"])]
+    return _write(path, nodes, ("dense", TensorProto.FLOAT, ["batch", weights.shape[0]]), "logits", weights)
+
+
+def _write(
+    path: Path, nodes: list[onnx.NodeProto], image: tuple[str, int, list[str | int]], output: str, weights: NDArray
+) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(*image)],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", weights.shape[1]])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def write_export(run: Path) -> Manifest:
+    """An export of a teacher and two students with their head, in both precisions.
+
+    fp32 is always right. The int8 teacher is wrong on class 9 (it says 0), the int8 merged network on classes 8 and 9;
+    the int8 members and head are right, so that the chain can be told from the merged file.
+    """
+    export = run / "export"
+    ten = list(range(10))
+    files = []
+    for precision, teacher, merged in (("fp32", ten, ten), ("int8", [*ten[:9], -1], [*ten[:8], -1, -1])):
+        places = {
+            ("teacher", "teacher"): write_image_network(export / f"teacher.{precision}.onnx", pixels(teacher)),
+            ("students", "merged"): write_image_network(export / f"students.{precision}.onnx", pixels(merged)),
+            ("students", "head"): write_head(export / f"head.{precision}.onnx", np.eye(10, dtype=np.float32)),
+        }
+        for member, columns in enumerate((ten[:5], ten[5:])):
+            path = export / f"students.{member}.{precision}.onnx"
+            places[f"students.{member}", "member"] = write_image_network(path, pixels(columns), "dense")
+        files += [exported(path, *place, precision) for place, path in places.items()]
+    manifest = Manifest(recipe="tiny", files=files)
+    write_json(export / "manifest.json", manifest.model_dump(mode="json"))
+    return manifest
+
+
+def exported(path: Path, network: str, role: str, precision: str) -> ExportedFile:
+    """The manifest's entry of a file that lies in the export folder."""
+    image, dense = TensorInfo(name="image", dtype="uint8", shape=["batch", 1, 28, 28]), "dense"
+    return ExportedFile(
+        network=network,
+        role=role,
+        precision=precision,
+        path=path.name,
+        sha256=sha256(path),
+        bytes=path.stat().st_size,
+        parameters=PARAMETERS,
+        inputs=[TensorInfo(name=dense, dtype="float32", shape=["batch", 10]) if role == "head" else image],
+        outputs=[TensorInfo(name=dense if role == "member" else "logits", dtype="float32", shape=["batch", 10])],
+    )
+
+
+def write_data(folder: Path, n: int) -> Path:
+    """A data folder with Fashion-MNIST's four files, of `n` labelled images in each split."""
+    images, labels = labelled_images(n)
+    target = folder / "fashion-mnist"
+    target.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        header = struct.pack(">4I", 0x803, n, 28, 28)
+        (target / f"{split}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        (target / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, n) + bytes(labels.tolist()))
+    return folder
+
+
+def write_run(path: Path, data_dir: Path, *, quick: bool = False, rounds: int = 2, seconds: float = 0.02) -> Run:
+    """run.json and export of a run that was distilled on the data in `data_dir`."""
+    write_export(path)
+    fingerprint = load("fashion-mnist", data_dir).fingerprint
+    run = Run(
+        name="tiny",
+        quick=quick,
+        recipe={"name": "tiny", "bench": {"threads": 1, "rounds": rounds, "seconds": seconds}},
+        data={"name": "fashion-mnist", "fingerprint": fingerprint},
+        stages=[],
+        versions={},
+        path=path,
+    )
+    run.write()
+    return run
