@@ -57,7 +57,7 @@ def distill(
     cut = split(len(dataset.train_labels), wanted.split_seed, wanted.validation, wanted.calibration, wanted.limit)
     stages = plan(recipe, f"{dataset.fingerprint}/{cut.fingerprint}")
     run = _describe(Path(runs) / recipe.name, recipe, quick, dataset, cut, stages)
-    _keep_freed_memory()
+    keep_freed_memory()
     with store.lock(run.path), _interruptible() as stop:
         run.write()
         views = Views(wanted.augment.flip, wanted.augment.shift)
@@ -243,7 +243,7 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory. By default it returns every large tensor to the system at once, and each step
     pays for its pages anew: 768 against 1,186 images/s for the TCN teacher on 2 cores (docs/lab-notes.md)."""
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):

@@ -281,12 +281,13 @@ def _build(document: Document, source: str) -> Recipe:
     recipe: Recipe | None = None
     found: dict[KeyPath, str] = {}
     try:
-        recipe = Recipe.model_validate(tree, strict=True)
+        recipe = Recipe.model_validate(tree, strict=True, by_alias=True, by_name=False)  # `from`, never `source`
     except ValidationError as error:
         for details in error.errors(include_url=False):
             path = _path(details)
             incomplete = details["type"] == "missing" and path[:-1] in document.refused
-            if path not in document.refused and not incomplete:
+            miscounted = details["type"] == "too_short" and details["input"]  # refused entries are not counted
+            if path not in document.refused and not incomplete and not miscounted:
                 found[path] = _message(details, path)
     refused = {*found, *document.refused}
     findings = dict.fromkeys([*found.items(), *recipe_rules.check(tree, refused)])
@@ -311,19 +312,22 @@ def _path(details: ErrorDetails) -> KeyPath:
 
 def _message(details: ErrorDetails, path: KeyPath) -> str:
     """One of pydantic's errors in plain words, with what to write."""
-    value, ending = details["input"], path[-1]
+    value, key = details["input"], path[-1]
     if details["type"] == "union_tag_invalid":
         return unknown("loss", str(value["loss"]), LESSONS)
     if details["type"] == "union_tag_not_found":
         return f"missing; write one of {', '.join(LESSONS)}"
-    model = LESSONS[str(details["loc"][4])] if len(path) == 5 and path[2] == "learns" else _class_at(path[:-1])
-    if issubclass(model, CrossEntropy) and ending == "from":
-        return f"cross_entropy learns from labels, not from {given(value)}; from a network learn with kd or mse"
-    if path[0] == "networks" and len(path) == 2:
-        return f"expected a network, for example {{model: tcn-student-4}}, got {given(value)}"
-    if len(path) == 4 and path[2] == "learns":
-        return f"expected a lesson, for example {{from: teacher, loss: mse}}, got {given(value)}"
-    return explain(details, ending, model)
+    if details["type"] in ("model_type", "model_attributes_type") and len(path) in (2, 4):
+        example = "network, such as {model: lenet5}" if len(path) == 2 else "lesson, such as {from: teacher, loss: kd}"
+        return f"expected a {example}, got {given(value)}"
+    if len(path) == 5 and path[2] == "learns":
+        loss = str(details["loc"][4])
+        if key == "from" and loss == "cross_entropy":
+            return f"cross_entropy learns from labels, not from {given(value)}; from a network learn with kd or mse"
+        if details["type"] == "missing":
+            return "missing; write the name of the network that is learned from"
+        return explain(details, key, LESSONS[loss])
+    return explain(details, key, _class_at(path[:-1]))
 
 
 def _class_at(path: KeyPath) -> type[BaseModel]:

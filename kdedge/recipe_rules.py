@@ -51,7 +51,7 @@ class _Network:
 def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Finding]:
     """What does not fit together in a recipe of plain values; `refused` are the places already complained of."""
     written = recipe.get("networks")
-    if not isinstance(written, dict):
+    if not isinstance(written, dict) or ("networks",) in refused:
         return
     networks = {name: _network(name, value, refused) for name, value in written.items() if isinstance(value, dict)}
     yield from _names(networks, list(written))
@@ -82,7 +82,8 @@ def _network(name: str, value: dict[str, Any], refused: Collection[KeyPath]) -> 
             continue
         source = lesson.get("from", "labels")
         loss = lesson.get("loss") if ("learns", n, "loss") not in bad else ""
-        network.lessons.append(((*at, "learns", n), loss or "", source))
+        if isinstance(source, str):
+            network.lessons.append(((*at, "learns", n), loss or "", source))
 
     network.head_known = "head" not in bad_keys
     if isinstance(head := value.get("head"), dict) and isinstance(head.get("from"), str):

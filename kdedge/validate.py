@@ -116,7 +116,7 @@ def graphs(manifest: Manifest) -> list[Graph]:
 
 
 def measure(
-    run_folder: Path,
+    export: Path,
     images: NDArray[np.uint8],
     labels: NDArray[np.integer[Any]],
     *,
@@ -124,12 +124,11 @@ def measure(
     device: str = "cpu",
     threads: int = 2,
 ) -> Validation:
-    """Accuracy of every graph of the run's export on `device`: images uint8 [n, C, H, W], labels integer [n].
+    """Accuracy of every graph of the export folder on `device`: images uint8 [n, C, H, W], labels integer [n].
 
     Raises RunError when a file is not the one of the manifest, DeviceError when the device cannot do it.
     """
-    export = run_folder / "export"
-    wanted = graphs(read_manifest(run_folder))
+    wanted = graphs(read_manifest(export))
     files = {job_path(file): check_file(export, file) for graph in wanted for file in _files(graph)}
     with tempfile.TemporaryDirectory(prefix="kdedge-validate-") as folder:
         job = {

@@ -77,11 +77,13 @@ def explain(error: ErrorDetails, key: str | int, model: type[BaseModel]) -> str:
         case "missing" if field is not None and field.examples:
             return f"missing; write for example `{key}: {_flow(field.examples[0])}`"
         case "missing":
-            return "missing; " + (field.description or "" if field is not None else "")
-        case "too_short" | "too_long" as kind:
-            limits = error["ctx"]
-            bound = f"at least {limits['min_length']}" if kind == "too_short" else f"at most {limits['max_length']}"
-            return f"expected {bound} of them, got {limits['actual_length']}"
+            return "missing"
+        case "too_short" if field is not None and field.examples:
+            return f"empty; write for example `{key}: {_flow(field.examples[0])}`"
+        case "too_short":
+            return "empty; at least one entry is needed"
+        case "too_long":
+            return f"expected at most {error['ctx']['max_length']} entries, got {len(value)}"
         case "literal_error" if field is not None and len(get_args(field.annotation)) > 1 and isinstance(value, str):
             return unknown(str(key), value, get_args(field.annotation))
         case _:

@@ -36,7 +36,10 @@ _WORDS: dict[str, bool | float | None] = {
 _HINTS = {  # what PyYAML says -> what to do about it
     "mapping values are not allowed here": "a ':' too many or a wrong indentation; text with ': ' in it needs quotes",
     "could not find expected ':'": "a key without ':' and value",
-    "found unexpected end of stream": "a quote or bracket that is opened here is never closed",
+    "unexpected end of stream": "a quote that is opened here is never closed",
+    "'<stream end>'": "a bracket is never closed",
+    "'\\t'": "a tab; YAML is separated by spaces",
+    "cannot start any token": "text that starts with this character needs quotes",
 }
 
 
@@ -98,8 +101,7 @@ def read(text: str) -> Document:
         mark = error.problem_mark or error.context_mark
         said = ", ".join(part for part in (error.context, error.problem) if part)
         hint = next((f": {hint}" for words, hint in _HINTS.items() if words in said), "")
-        message = f"not valid YAML ({said}){hint}".replace("'\\t' that", "'\\t' (a tab) that")
-        document.problems.append(Problem("", message, mark.line + 1 if mark else None))
+        document.problems.append(Problem("", f"not valid YAML ({said}){hint}", mark.line + 1 if mark else None))
         document.whole = False
     except _StopReading:
         document.whole = False
@@ -175,24 +177,27 @@ class _Reader:
             key = self._key(event, path)
             if key is None:
                 self.document.refused.add(path)
-                self._value(next(self.events), (*path, "?"))
+                self._value(next(self.events), (*path, event.value if isinstance(event, yaml.ScalarEvent) else "?"))
                 continue
             at = (*path, key)
             if key in mapping:
                 self._complain(at, f"the key is written twice, first in line {self.document.places[at]}", event)
-                self._value(next(self.events), at)
-                continue
             self.document.places[at] = _line(event)
             mapping[key] = self._value(next(self.events), at)
         return mapping
 
     def _key(self, event: yaml.Event, path: KeyPath) -> str | None:
         """The key, or None when it is not one that a recipe can have."""
-        key = self._value(event, (*path, "?"))
-        if isinstance(event, yaml.AliasEvent):
-            return None
         if not isinstance(event, yaml.ScalarEvent):
-            self._complain(path, "a list or mapping stands where a key should; keys are names", event)
+            self._complain(path, "a list, mapping or alias stands where a key should; keys are names", event)
+            if not isinstance(event, yaml.AliasEvent):
+                self._value(event, (*path, "?"))
+            return None
+        self._check_plain(event, path)
+        try:
+            key = _scalar(event)
+        except ValueError as error:
+            self._complain(path, str(error), event)
             return None
         if event.style is None and key == "<<":
             self._complain(path, "the merge key << is not allowed in a recipe; write the keys out", event)
@@ -272,7 +277,7 @@ def _key_in(node: Any, name: str, at: KeyPath) -> Any:
     if isinstance(node, dict):
         return name
     if not isinstance(node, list):
-        raise ValueError(f"{dotted(at)} is {given(node)}, with nothing in it")
+        raise ValueError(f"{dotted(at)} is {given(node)}, a single value without keys")
     if re.fullmatch("[0-9]{1,9}", name) and int(name) < len(node):
         return int(name)
     raise ValueError(f"{dotted(at)} is a list of {len(node)}, counted from {dotted((*at, 0))}")

@@ -44,7 +44,9 @@ def test_the_answer_comes_back_and_nothing_is_left_behind(
 
 def test_a_refused_job_gives_the_exit_code_the_file_and_the_runners_words(files: dict[str, Path]) -> None:
     files["export/network.onnx"].write_bytes(b"no network")
-    with pytest.raises(DeviceError, match=r"cold job of export/network\.onnx failed with exit code 1: runner: .*loaded"):
+    with pytest.raises(
+        DeviceError, match=r"cold job of export/network\.onnx failed with exit code 1: runner: .*loaded"
+    ):
         local.run(job(files, "cold"), files)
 
 
@@ -73,7 +75,7 @@ def test_a_killed_runner_is_told_by_its_signal(files: dict[str, Path]) -> None:
     killer.start()
     message = r"latency job of export/network\.onnx was killed by signal 9 \(Killed\): not enough memory\?"
     with pytest.raises(DeviceError, match=message):
-        local.run(job(files, "latency", seconds=60, min_runs=1), files)
+        local.run(job(files, "latency", seconds=60, min_runs=1), files, timeout_s=20)
     killer.join()
     assert len(stopped) == 1
 
@@ -126,7 +128,7 @@ def test_an_unknown_device_lists_the_known_ones() -> None:
 
 def test_devices_import_no_onnxruntime_and_no_torch() -> None:
     code = (
-        "import sys, kdedge.bench, kdedge.validate;"
+        "import sys, kdedge.benchmark, kdedge.validate;"
         "print([m for m in ('torch', 'torchvision', 'onnx', 'onnxruntime') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -39,7 +39,7 @@ def answers(both: int, only_reference: int, only_candidate: int, neither: int) -
 
 
 def test_paired_drop_is_walds_interval_of_a_table_with_half_an_image_more_in_each_cell() -> None:
-    """Agresti, Categorical Data Analysis, table 10.1: of 1600 people 794 approve twice, 150 first, 86 later, 570 never."""
+    """Agresti, Categorical Data Analysis, table 10.1: of 1600, 794 approve twice, 150 first, 86 later, 570 never."""
     drop = paired_drop(*answers(794, 150, 86, 570))
     assert (drop.only_reference, drop.only_candidate, drop.n) == (150, 86, 1600)
     assert drop.points == pytest.approx(4.0)

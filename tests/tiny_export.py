@@ -1,5 +1,7 @@
-"""A whole run in miniature, made of real files: images whose class is the brightest of their first ten pixels, networks
-that read just those pixels (so every prediction is known beforehand), and the manifest and run.json that belong to them.
+"""A whole run in miniature, made of real files.
+
+The class of an image is the brightest of its first ten pixels, and the networks read just those pixels, so every
+prediction is known beforehand. Manifest and run.json belong to them.
 """
 
 from __future__ import annotations
@@ -94,7 +96,7 @@ def write_export(run: Path) -> Manifest:
 
 def exported(path: Path, network: str, role: str, precision: str) -> ExportedFile:
     """The manifest's entry of a file that lies in the export folder."""
-    image, dense = TensorInfo(name="image", dtype="uint8", shape=["batch", 1, 28, 28]), "dense"
+    image = TensorInfo(name="image", dtype="uint8", shape=["batch", 1, 28, 28])
     return ExportedFile(
         network=network,
         role=role,
@@ -103,8 +105,8 @@ def exported(path: Path, network: str, role: str, precision: str) -> ExportedFil
         sha256=sha256(path),
         bytes=path.stat().st_size,
         parameters=PARAMETERS,
-        inputs=[TensorInfo(name=dense, dtype="float32", shape=["batch", 10]) if role == "head" else image],
-        outputs=[TensorInfo(name=dense if role == "member" else "logits", dtype="float32", shape=["batch", 10])],
+        inputs=[TensorInfo(name="dense", dtype="float32", shape=["batch", 10]) if role == "head" else image],
+        outputs=[TensorInfo(name="dense" if role == "member" else "logits", dtype="float32", shape=["batch", 10])],
     )
 
 

@@ -12,17 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kdedge import devices
-from kdedge.bench_report import BenchReport, BenchRow, sentences, speedup
-from kdedge.data.load import load
+from kdedge.bench_report import BenchReport, BenchRow, rows_for_print, sentences, speedup
+from kdedge.data.load import load_recorded
 from kdedge.devices import ColdAnswer, LatencyAnswer
-from kdedge.errors import DeviceError, RunError
+from kdedge.errors import DeviceError
 from kdedge.statistics import quantile, quantile_interval
 from kdedge.store import ExportedFile, Run, check_file, lock, open_run, read_manifest, write_json
 from kdedge.validate import job_file, job_path, measure, put_array
+
+__all__ = ["BenchReport", "bench", "rows_for_print"]
 
 IMAGES = 256  # of the test split; the runner rotates over the first 64
 MIN_RUNS = 100  # of a file in a round, however slow it is
@@ -30,7 +29,7 @@ COLD_STARTS = 3  # the median counts
 
 
 def bench(
-    run: Run | Path,
+    run: Run | Path | str,
     *,
     device: str = "cpu",
     threads: int | None = None,
@@ -42,20 +41,21 @@ def bench(
     `threads` wins over the recipe's; `progress` gets a line before each step. Raises RunError, DataError, DeviceError.
     """
     devices.find(device)
-    run = run if isinstance(run, Run) else open_run(run)
+    run = run if isinstance(run, Run) else open_run(Path(run))
     say = progress or (lambda line: None)
     settings = {"threads": 1, "rounds": 5, "seconds": 1.0} | run.recipe.get("bench", {})
     threads, rounds = threads or settings["threads"], settings["rounds"]
     with lock(run.path), tempfile.TemporaryDirectory(prefix="kdedge-bench-") as folder:
-        files = read_manifest(run.path).files
-        images, labels = _test_split(run, data_dir)
+        export = run.path / "export"
+        files = read_manifest(export).files
+        data = load_recorded(run.data, data_dir)
 
-        say(f"accuracy on {len(images):,} test images")
-        validation = measure(run.path, images, labels, split="test", device=device)
+        say(f"accuracy on {len(data.test_labels):,} test images")
+        validation = measure(export, data.test_images, data.test_labels, split="test", device=device)
         write_json(run.path / "validation.json", validation.model_dump(mode="json"))
 
-        sent = {job_path(file): check_file(run.path / "export", file) for file in files}
-        job = {"threads": threads, "images": put_array(Path(folder) / "images.npy", images[:IMAGES], sent)}
+        sent = {job_path(file): check_file(export, file) for file in files}
+        job = {"threads": threads, "images": put_array(Path(folder) / "images.npy", data.test_images[:IMAGES], sent)}
         job_files = [{"name": f"{file.network} {file.role} {file.precision}", **job_file(file)} for file in files]
         turns = job | {"task": "latency", "seconds": settings["seconds"], "min_runs": MIN_RUNS, "files": job_files}
         timed = []
@@ -82,17 +82,6 @@ def bench(
         report.verdicts = sentences(report)
         write_json(run.path / "bench.json", report.model_dump(mode="json", exclude={"validation"}))
     return report
-
-
-def _test_split(run: Run, data_dir: Path | None) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Test images uint8 [n, C, H, W] and labels of the very data that the run was distilled on."""
-    data = load(str(run.data.get("name")), data_dir)
-    if data.fingerprint != run.data.get("fingerprint"):
-        raise RunError(
-            f"{run.path} was distilled on {data.name} with fingerprint {run.data.get('fingerprint')}, "
-            f"but {data.origin} has {data.fingerprint}. Name the folder of the same data with --data-dir."
-        )
-    return data.test_images, data.test_labels
 
 
 def _cold(

@@ -1,0 +1,209 @@
+"""Accuracy of real files in a real runner, and the gate, on networks whose every answer is known."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_export import exported, labelled_images, pixels, write_export, write_image_network
+
+from kdedge.errors import DeviceError, GateError, RunError
+from kdedge.statistics import wilson
+from kdedge.store import Manifest, write_json
+from kdedge.validate import GateResult, Validation, gate, graphs, measure
+
+N = 500
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    write_export(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def validation(run: Path) -> Validation:
+    return measure(run / "export", *labelled_images(N), split="validation")
+
+
+def manifest(run: Path) -> Manifest:
+    return Manifest.model_validate_json((run / "export" / "manifest.json").read_text())
+
+
+def without(found: Manifest, *networks: str) -> Manifest:
+    return found.model_copy(update={"files": [file for file in found.files if file.network not in networks]})
+
+
+def test_graphs_are_whole_networks_and_chains_of_members(run: Path) -> None:
+    found = graphs(manifest(run))
+    assert [graph.name for graph in found] == [
+        f"{name} {precision}"
+        for precision in ("fp32", "int8")
+        for name in ("teacher teacher", "students merged", "students head")
+    ]
+    chain = found[2]
+    assert [member.network for member in chain.members] == ["students.0", "students.1"]
+    assert chain.head and chain.head.path == "head.fp32.onnx"
+    assert found[0].head is None and len(found[0].members) == 1
+
+
+def test_members_are_joined_in_the_order_of_their_numbers(run: Path) -> None:
+    found = manifest(run)
+    member = next(file for file in found.files if file.role == "member")
+    others = [member.model_copy(update={"network": f"students.{number}"}) for number in (10, 2, 9, 3, 5, 4, 8, 6, 7)]
+    chain = graphs(found.model_copy(update={"files": [*others, *found.files]}))[2]
+    assert [member.network for member in chain.members] == [f"students.{number}" for number in range(11)]
+
+
+def test_an_export_whose_parts_do_not_fit_is_refused(run: Path) -> None:
+    found = manifest(run)
+    for broken, message in [
+        (without(found, "students"), "2 members of 'students' in fp32 have no head"),
+        (without(found, "students.0"), r"head\.fp32\.onnx: its members are \[1\]"),
+        (without(found, "students.0", "students.1"), r"its members are \[\]"),
+        (found.model_copy(update={"files": found.files * 2}), "expected"),
+        (found.model_copy(update={"files": [found.files[0]] * 2}), "2 files are teacher teacher fp32, expected one"),
+        (found.model_copy(update={"files": []}), "the export has no files"),
+    ]:
+        with pytest.raises(RunError, match=message):
+            graphs(broken)
+
+
+def test_a_member_without_a_number_is_refused(run: Path) -> None:
+    found = manifest(run)
+    member = next(file for file in found.files if file.role == "member").model_copy(update={"network": "students"})
+    with pytest.raises(RunError, match=r"expected a member's name like 'students\.0', given 'students'"):
+        graphs(found.model_copy(update={"files": [member]}))
+
+
+def test_accuracies_are_exact_and_have_intervals(validation: Validation) -> None:
+    expected = {
+        ("teacher", "teacher", "fp32"): N,
+        ("teacher", "teacher", "int8"): N * 9 // 10,
+        ("students", "merged", "fp32"): N,
+        ("students", "merged", "int8"): N * 8 // 10,
+        ("students", "head", "fp32"): N,
+        ("students", "head", "int8"): N,
+    }
+    assert {(row.network, row.role, row.precision): row.correct for row in validation.rows} == expected
+    for row in validation.rows:
+        assert (row.n, row.split) == (N, "validation")
+        assert row.accuracy == 100 * row.correct / N
+        assert row.accuracy_ci95 == pytest.approx(wilson(row.correct, N), abs=1e-4)
+        assert row.cpu_class == validation.device["cpu_class"]
+
+
+def test_the_document_has_the_promised_keys_and_no_predictions(validation: Validation) -> None:
+    document = json.loads(json.dumps(validation.model_dump(mode="json")))
+    keys = "network role precision cpu_class split n correct accuracy accuracy_ci95"
+    assert list(document) == ["device", "rows"]
+    assert all(list(row) == keys.split() for row in document["rows"])
+    assert isinstance(document["rows"][0]["accuracy_ci95"], list)
+
+
+def test_the_gate_bounds_the_paired_drop_from_above(validation: Validation) -> None:
+    teacher, merged, head = gate(validation, 13.0)
+    assert (teacher.drop_points, teacher.only_fp32, teacher.only_int8, teacher.n) == (10.0, 50, 0, N)
+    # Agresti and Min: (b - c) / (n + 2) + 1.96 sqrt(b + c + 1 - (b - c)^2 / (n + 2)) / (n + 2) with b = 50, c = 0
+    bound = 100 * (50 + 1.959964 * math.sqrt(51 - 2500 / 502)) / 502
+    assert teacher.upper95_points == pytest.approx(bound, abs=1e-4)
+    assert teacher.passed and not merged.passed and head.passed
+    assert "teacher (teacher): int8 drops by 10.00 points on 500 images" in teacher.reason
+
+
+def test_the_gate_compares_the_bound_and_not_the_drop(validation: Validation) -> None:
+    """The teacher's drop is 10 points, its bound about 12.6."""
+    assert not by_network(gate(validation, 12.5))["teacher"].passed
+    assert by_network(gate(validation, 12.7))["teacher"].passed
+    assert not by_network(gate(validation, math.nan))["teacher"].passed
+
+
+def by_network(results: list[GateResult]) -> dict[str, GateResult]:
+    return {result.network: result for result in results}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_gate_fails_what_was_not_measured_in_both_precisions(validation: Validation, precision: str) -> None:
+    half = Validation(device={}, rows=[row for row in validation.rows if row.precision == precision])
+    half._right = {key: right for key, right in validation._right.items() if key[2] == precision}
+    missing = "int8" if precision == "fp32" else "fp32"
+    results = gate(half, 100.0)
+    assert len(results) == 3 and not any(result.passed for result in results)
+    assert results[0].reason == f"teacher (teacher): not measured in {missing}"
+    assert results[0].drop_points is None
+
+
+def test_the_gate_fails_on_no_images_and_on_rows_without_predictions(validation: Validation) -> None:
+    rows_only = Validation.model_validate(validation.model_dump())
+    assert not any(result.passed for result in gate(rows_only, 100.0))
+    rows_only._right = {key: np.zeros(0, bool) for key in validation._right}
+    assert not any(result.passed for result in gate(rows_only, 100.0))
+    rows_only._right = {key: np.ones(3 if key[2] == "fp32" else 4, bool) for key in validation._right}
+    assert not any(result.passed for result in gate(rows_only, 100.0))
+
+
+def test_the_gate_refuses_to_judge_nothing() -> None:
+    with pytest.raises(GateError, match="nothing to judge"):
+        gate(Validation(device={}, rows=[]), 100.0)
+
+
+def test_zero_images_are_an_error(run: Path) -> None:
+    images, labels = labelled_images(0)
+    with pytest.raises(DeviceError, match="expected uint8"):
+        measure(run / "export", images, labels, split="test")
+
+
+def test_a_changed_file_is_not_measured(tmp_path: Path) -> None:
+    write_export(tmp_path)
+    path = tmp_path / "export" / "students.1.int8.onnx"
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(RunError, match=r"students\.1\.int8\.onnx was changed"):
+        measure(tmp_path / "export", *labelled_images(10), split="test")
+
+
+def test_a_file_that_is_no_network_is_named(tmp_path: Path) -> None:
+    write_export(tmp_path)
+    path = tmp_path / "export" / "teacher.fp32.onnx"
+    path.write_bytes(path.read_bytes()[:300])
+    found = manifest(tmp_path)
+    found.files[0] = exported(path, "teacher", "teacher", "fp32")
+    write_json(tmp_path / "export" / "manifest.json", found.model_dump(mode="json"))
+    with pytest.raises(DeviceError, match=r"runner: teacher\.fp32\.onnx cannot be loaded"):
+        measure(tmp_path / "export", *labelled_images(10), split="test")
+
+
+def test_a_manifest_cannot_reach_out_of_the_export(tmp_path: Path) -> None:
+    write_export(tmp_path)
+    outside = write_image_network(tmp_path / "outside.onnx", pixels(list(range(10))))
+    found = manifest(tmp_path)
+    found.files[0] = exported(outside, "teacher", "teacher", "fp32").model_copy(update={"path": "../outside.onnx"})
+    write_json(tmp_path / "export" / "manifest.json", found.model_dump(mode="json"))
+    with pytest.raises(RunError, match="leads out of"):
+        measure(tmp_path / "export", *labelled_images(10), split="test")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"correct": 3}, "counted 3 of 10, its predictions give 10"),
+        ({"n": 3}, "counted 10 of 3"),
+        ({"predictions": [1, 2]}, "2 predictions for 10 images"),
+        ({"name": "other"}, "answered for other files"),
+    ],
+)
+def test_a_device_that_contradicts_itself_is_not_believed(
+    run: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    from kdedge.devices import DEVICES, local
+
+    def liar(job: Any, files: Any) -> dict[str, Any]:
+        answer = local.run(job, files)
+        answer["graphs"][0] |= change
+        return answer
+
+    monkeypatch.setitem(DEVICES, "liar", liar)
+    with pytest.raises(DeviceError, match=message):
+        measure(run / "export", *labelled_images(10), split="test", device="liar")
