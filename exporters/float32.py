@@ -42,7 +42,7 @@ def to_graph(module: nn.Module, example: Tensor, input_name: str, output_name: s
         warnings.simplefilter("ignore")  # of the exporter about itself
         program = torch.onnx.export(
             folded,
-            (example,),
+            (example.contiguous(),),
             dynamo=True,
             opset_version=OPSET,
             verbose=False,
@@ -66,7 +66,8 @@ def to_graph(module: nn.Module, example: Tensor, input_name: str, output_name: s
 
 def fold_batch_norm(module: nn.Module) -> nn.Module:
     """A copy in eval mode in which every batch norm that follows a convolution has become part of it."""
-    folded = copy.deepcopy(module).cpu().eval()
+    # Channels last, as in training, the exporter would write out the strides of an average pool in ten nodes.
+    folded = copy.deepcopy(module).cpu().eval().to(memory_format=torch.contiguous_format)
     for part in [folded, *folded.modules()]:
         if not isinstance(part, nn.Sequential):
             continue

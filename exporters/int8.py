@@ -61,7 +61,8 @@ def quantize(
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
-                extra_options={"TensorQuantOverrides": overrides},
+                # Without the second, pixels that are first reshaped or pooled would stay in float until a layer computes.
+                extra_options={"TensorQuantOverrides": overrides, "ForceQuantizeNoInputCheck": True},
             )
             quantized = onnx.load(path)
     finally:

@@ -98,7 +98,9 @@ def _against_fp32(name: str, int8: BenchRow, fp32: BenchRow) -> str:
     sizes = f"({_kb(int8)} against {_kb(fp32)})"
     faster = _faster(int8, fp32)
     if faster is None:
-        return f"{name}: int8 and fp32 are not distinguishable in speed {times}. int8 only changes the size {sizes}."
+        rounds = len(int8.round_p50_ms)
+        told = f"{name}: int8 and fp32 are not distinguishable in speed after {rounds} rounds {times}."
+        return f"{told} int8 only changes the size {sizes}."
     if faster:
         return f"{name}: int8 is {faster} as fast as fp32 {times}, in a file of {_kb(int8)} against {_kb(fp32)}."
     return f"{name}: int8 is slower than fp32 here {times}. Ship fp32, unless size matters {sizes}."
@@ -117,7 +119,8 @@ def _against_teacher(
     are, file = f"{name} ({row.precision}, {_ms(row)})", f"({teacher.precision}, {_ms(teacher)})"
     faster = _faster(row, teacher)
     if faster is None:
-        return f"{are} and the teacher {file} are not distinguishable in speed{change}."
+        rounds = len(row.round_p50_ms)
+        return f"{are} and the teacher {file} are not distinguishable in speed after {rounds} rounds{change}."
     if faster:
         return f"{are}: {faster} as fast as the teacher {file}{change}."
     return (

@@ -87,7 +87,7 @@ def fit(
         watch(Seen(epoch + 1, settings.epochs, state.step, steps, loss, rate, accuracy))
 
     for epoch in range(state.step // epoch_steps, settings.epochs):
-        network.train()
+        network.train(frozen is None)  # frozen members keep their batch norm as it is, and drop nothing
         started = time.monotonic()
         order = batches(len(train), train.views, settings.batch_size, seed=seed, epoch=epoch, device=device)
         for batch in order[state.step % epoch_steps :]:
@@ -100,13 +100,14 @@ def fit(
             optimizer.step()
             state.step += 1
             pending.append(loss.detach())
-            if len(pending) == CHECK_EVERY_STEPS or state.step % epoch_steps == 0 or stop():
+            stopping = stop()
+            if len(pending) == CHECK_EVERY_STEPS or state.step % epoch_steps == 0 or stopping:
                 _read(pending, state, settings, steps, checkpoint)
                 show()
-                if state.step % epoch_steps and (stop() or time.monotonic() - saved_at > checkpoint_every_s):
+                if state.step % epoch_steps and (stopping or time.monotonic() - saved_at > checkpoint_every_s):
                     _save(checkpoint, network, optimizer, state)
                     saved_at = time.monotonic()
-            if stop() and state.step % epoch_steps:
+            if stopping and state.step % epoch_steps:
                 raise KeyboardInterrupt
         reached = accuracy(network, validation)
         show(reached)
@@ -216,5 +217,7 @@ def _resume(checkpoint: Path, network: Network, optimizer: torch.optim.Optimizer
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
         return _State(saved["step"], saved["losses"], saved["history"])
-    except (RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as error:
-        raise RunError(f"{checkpoint} is damaged ({error}). Delete it to start this stage again.") from None
+    except (OSError, EOFError, UnpicklingError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        # torch's own words advise to load it unsafely, so they are left out.
+        what = type(error).__name__
+        raise RunError(f"{checkpoint} is damaged ({what}). Delete it to start this stage again.") from None

@@ -73,7 +73,7 @@ ModelName = Annotated[
     AfterValidator(_known_model),
     Field(description=f"one of {', '.join(catalog.names())}", examples=[*catalog.MODELS]),
 ]
-MemberModels = Annotated[tuple[ModelName, ...], _FromList, Field(min_length=1, max_length=MAX_MEMBERS)]
+MemberModels = Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=MAX_MEMBERS), _FromList]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -204,7 +204,10 @@ class Recipe(_Fields):
     seed: Seed = 0
     data: Data = Field(examples=[{"name": "fashion-mnist"}])
     networks: dict[NetworkName, Network] = Field(
-        min_length=1, max_length=256, examples=[{"teacher": {"model": "tcn-teacher"}}]
+        min_length=1,
+        max_length=256,
+        examples=[{"teacher": {"model": "tcn-teacher"}}],
+        json_schema_extra={"additionalProperties": False},
     )
     deploy: Deploy = Deploy()
     bench: Bench = Bench()
@@ -279,7 +282,7 @@ def _build(document: Document, source: str) -> Recipe:
         problems.append(document.problem((), f"expected a recipe, got {given(tree)}; {hint}"))
         raise RecipeError(source, problems)
     recipe: Recipe | None = None
-    found: dict[KeyPath, str] = {}
+    found: list[tuple[KeyPath, str]] = []
     try:
         recipe = Recipe.model_validate(tree, strict=True, by_alias=True, by_name=False)  # `from`, never `source`
     except ValidationError as error:
@@ -288,9 +291,9 @@ def _build(document: Document, source: str) -> Recipe:
             incomplete = details["type"] == "missing" and path[:-1] in document.refused
             miscounted = details["type"] == "too_short" and details["input"]  # refused entries are not counted
             if path not in document.refused and not incomplete and not miscounted:
-                found[path] = _message(details, path)
-    refused = {*found, *document.refused}
-    findings = dict.fromkeys([*found.items(), *recipe_rules.check(tree, refused)])
+                found.append((path, _message(details, path)))
+    refused = {*document.refused, *(path for path, _ in found)}
+    findings = dict.fromkeys([*found, *recipe_rules.check(tree, refused)])
     problems += [document.problem(path, message) for path, message in findings]
     if problems or recipe is None:
         raise RecipeError(source, sorted(problems, key=lambda problem: problem.line or sys.maxsize))

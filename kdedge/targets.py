@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kdedge.data.batches import Batch, Samples, all_views
+from kdedge.errors import RunError
 from kdedge.models.network import Network
 from kdedge.store import load_tensors, new_folder, save_tensors
 
@@ -70,7 +71,11 @@ def targets(network: Network, data: Samples, folder: Path, *, epochs: int, progr
         with new_folder(folder) as temporary:
             save_tensors(temporary / "outputs.safetensors", {"dense": outputs.dense, "logits": outputs.logits})
         return outputs
-    tensors = load_tensors(folder / "outputs.safetensors")
+    tensors = load_tensors(file := folder / "outputs.safetensors")
+    expected = {"dense": network.head.in_features, "logits": network.head.out_features}
+    shapes = {what: (data.views.count, len(data), width) for what, width in expected.items()}
+    if (found := {what: tuple(tensor.shape) for what, tensor in tensors.items()}) != shapes:
+        raise RunError(f"{file} is not what it should be: expected {shapes}, found {found}. Delete its folder.")
     return Cached(tensors["dense"].to(device), tensors["logits"].to(device))
 
 

@@ -218,7 +218,7 @@ def test_slower_and_faster_choices_are_said_plainly() -> None:
 def test_a_difference_within_the_noise_is_not_distinguishable() -> None:
     noisy = row("students", "merged", "fp32", 0.131, 370), row("students", "merged", "int8", 0.128, 98, spread=0.2)
     assert sentences(prototype(*noisy)) == [
-        "students: int8 and fp32 are not distinguishable in speed (0.128 ms against 0.131 ms). "
+        "students: int8 and fp32 are not distinguishable in speed after 5 rounds (0.128 ms against 0.131 ms). "
         "int8 only changes the size (98 kB against 370 kB)."
     ]
 

@@ -3,7 +3,7 @@
 This one file needs Python, numpy and onnxruntime and nothing of kdedge, so that every device runs the same code. A job
 names its files by {"path", "sha256"}, relative to the job's folder; all are checked before anything is run.
 
-    {"task": "accuracy", "threads": 2, "images": FILE, "labels": FILE, "batch": 250,
+    {"task": "accuracy", "threads": 2, "images": FILE, "labels": FILE, "batch": 50,
      "graphs": [{"name": "students head fp32", "members": [FILE, ...], "head": FILE or null}, ...]}
     {"task": "latency", "threads": 1, "images": FILE, "seconds": 1.0, "min_runs": 100,
      "files": [{"name", ...FILE}, ...]}
@@ -25,13 +25,14 @@ import resource
 import statistics
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.random import default_rng  # here, so that the empty runner has loaded it too
 
-ROTATED_INPUTS = 64  # one input again and again would flatter the branch predictor and the caches
 BLOCK_NS = 20_000_000  # of one file between two others: long against the cost of the change, short against drift
 UNCOUNTED_RUNS = 3  # at the start of a block: they pay for the caches that the other file left behind
 WARM_UP_BLOCK_RUNS = 25
@@ -43,14 +44,12 @@ class JobError(Exception):
     """The job cannot be done as it is written; `str()` is one line."""
 
 
-def main(arguments: list[str]) -> int:
-    """Do the job in the file named on the command line and print the answer."""
+def main(job_file: str) -> int:
+    """Do the job in `job_file` and print the answer."""
     stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # only the answer may reach stdout, whatever native code prints
     try:
-        if len(arguments) != 1:
-            raise JobError(f"usage: python runner.py job.json, got {len(arguments)} arguments")
-        answer = run(Path(arguments[0]))
+        answer = run(Path(job_file))
     except JobError as error:
         print(f"runner: {error}", file=sys.stderr)
         return 1
@@ -96,36 +95,41 @@ def accuracy(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def predict(members: list[Path], head: Path | None, images: np.ndarray, batch: int, threads: int) -> np.ndarray:
-    """Class of each image, int [n]: a whole network, or members whose outputs are joined and fed to the head."""
-    sessions = [session(path, threads) for path in members]
-    last = session(head, threads) if head else None
-    said = np.empty(len(images), np.int64)
-    for start in range(0, len(images), batch):
+    """Class of each image, int [n]: a whole network, or members whose outputs are joined and fed to the head.
+
+    The threads share the batches, not the operators: on small networks that is faster, above all on a busy machine.
+    """
+    sessions = [session(path, 1) for path in members]
+    last = session(head, 1) if head else None
+    name = (head or members[0]).name
+
+    def classes(start: int) -> Any:
         part = images[start : start + batch]
         outputs = [infer(one, path, {"image": part}) for one, path in zip(sessions, members, strict=True)]
         logits = infer(last, head, {"dense": np.concatenate(outputs, axis=1)}) if last and head else outputs[0]
-        if logits.ndim != 2 or len(logits) != len(part):
-            raise JobError(f"{(head or members[0]).name}: expected logits [{len(part)}, classes], got {logits.shape}")
-        if not np.isfinite(logits).all():
-            raise JobError(f"{(head or members[0]).name}: logits that are not finite for images from {start}")
-        said[start : start + batch] = logits.argmax(axis=1)
-    return said
+        if logits.ndim != 2 or len(logits) != len(part) or not np.isfinite(logits).all():
+            raise JobError(f"{name}: expected finite logits [{len(part)}, classes], found {one_line(logits)[:80]}")
+        return logits.argmax(axis=1)
+
+    with ThreadPoolExecutor(threads) as pool:
+        return np.concatenate(list(pool.map(classes, range(0, len(images), batch))))
 
 
 def latency(job: dict[str, Any]) -> dict[str, Any]:
     """Nanoseconds of every counted run of each file, batch 1.
 
-    The files take turns in short blocks, forwards and backwards, so that drift of clock and temperature hits all
-    alike. `own_cpu_share` is below 1 when something else held this thread's core.
+    The inputs rotate over all images. The files take turns in short blocks, forwards and backwards, so that drift of
+    clock and temperature hits all alike. `own_cpu_share` is below 1 when something else held this thread's core.
     """
     images, files = load(job, "images"), named_files(job)
     seconds, min_runs = need(job, "seconds", int, float), need(job, "min_runs", int)
     sessions = [session(path, need(job, "threads", int)) for _, path in files]
     feeds = [inputs(one, images) for one in sessions]
-    gc.collect()
     gc.freeze()
     gc.disable()
-    warm = [warm_up(one, path, feed) for one, (_, path), feed in zip(sessions, files, feeds, strict=True)]
+    for one, (_, path), feed in zip(sessions, files, feeds, strict=True):
+        infer(one, path, feed[0])  # names the file that cannot be run
+    warm = [warm_up(one, feed) for one, feed in zip(sessions, feeds, strict=True)]
 
     took: list[list[int]] = [[] for _ in files]
     spent_ns = [0] * len(files)
@@ -138,55 +142,45 @@ def latency(job: dict[str, Any]) -> dict[str, Any]:
             spent_ns[i] += time.perf_counter_ns() - started
         order.reverse()
     wall_ns, cpu_ns = time.perf_counter_ns() - wall_start, time.thread_time_ns() - cpu_start
-    return {
-        "own_cpu_share": cpu_ns / max(1, wall_ns),
-        "files": [
-            {"name": name, "latencies_ns": took[i], "warm_up_runs": warm[i][0], "settled": warm[i][1]}
-            for i, (name, _) in enumerate(files)
-        ],
-    }
+    answers = [
+        {"name": name, "latencies_ns": ns, "warm_up_runs": runs, "settled": settled}
+        for (name, _), ns, (runs, settled) in zip(files, took, warm, strict=True)
+    ]
+    return {"own_cpu_share": cpu_ns / max(1, wall_ns), "files": answers}
 
 
 def block(one: onnxruntime.InferenceSession, feeds: list[dict[str, np.ndarray]], took_ns: list[int]) -> None:
-    """Run for BLOCK_NS, at least once, and append what each run took. This loop is what kdedge calls latency."""
-    clock, call, count = time.perf_counter_ns, one.run, len(feeds)
+    """Run for BLOCK_NS, at least once, and append what each run took."""
     for i in range(UNCOUNTED_RUNS):
-        call(None, feeds[i % count])
-    i, now = len(took_ns), clock()
-    end = now + BLOCK_NS
-    while now < end:
-        feed = feeds[i % count]
-        before = clock()
-        call(None, feed)
-        now = clock()
-        took_ns.append(now - before)
-        i += 1
+        one.run(None, feeds[i % len(feeds)])
+    end = time.perf_counter_ns() + BLOCK_NS
+    while time.perf_counter_ns() < end:
+        took_ns.append(timed_ns(one, feeds[len(took_ns) % len(feeds)]))
 
 
-def warm_up(one: onnxruntime.InferenceSession, path: Path, feeds: list[dict[str, np.ndarray]]) -> tuple[int, bool]:
+def timed_ns(one: onnxruntime.InferenceSession, feed: dict[str, np.ndarray]) -> int:
+    """Nanoseconds of one run: what kdedge calls latency."""
+    before = time.perf_counter_ns()
+    one.run(None, feed)
+    return time.perf_counter_ns() - before
+
+
+def warm_up(one: onnxruntime.InferenceSession, feeds: list[dict[str, np.ndarray]]) -> tuple[int, bool]:
     """Run in blocks until the median settles, or for WARM_UP_LIMIT_NS: how many runs, and whether it settled."""
     end = time.perf_counter_ns() + WARM_UP_LIMIT_NS
-    runs, previous = 0, None
+    medians: list[float] = []
     while True:
-        took_ns = []
-        for _ in range(WARM_UP_BLOCK_RUNS):
-            feed = feeds[runs % len(feeds)]
-            before = time.perf_counter_ns()
-            infer(one, path, feed)
-            took_ns.append(time.perf_counter_ns() - before)
-            runs += 1
-        median = statistics.median(took_ns)
-        settled = previous is not None and abs(median - previous) <= SETTLED * previous
-        if settled or (previous is not None and time.perf_counter_ns() > end):
-            return runs, settled
-        previous = median
+        medians.append(statistics.median(timed_ns(one, feeds[i % len(feeds)]) for i in range(WARM_UP_BLOCK_RUNS)))
+        settled = len(medians) > 1 and abs(medians[-1] - medians[-2]) <= SETTLED * medians[-2]
+        if settled or (len(medians) > 1 and time.perf_counter_ns() > end):
+            return len(medians) * WARM_UP_BLOCK_RUNS, settled
 
 
 def cold(job: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds from before the session is made to after its first run, and peak RSS of this fresh process.
+    """Milliseconds of session creation and first run, and peak RSS of this fresh process.
 
-    The file was just read for its hash, so it comes from the page cache. Without a file: the empty runner, which has
-    loaded Python, numpy, onnxruntime and the images.
+    The file was just read for its hash, so it comes from the page cache. Without a file this is the empty runner: it
+    has loaded Python, numpy, onnxruntime and the images.
     """
     images, files = load(job, "images"), named_files(job)
     if len(files) > 1:
@@ -195,7 +189,7 @@ def cold(job: dict[str, Any]) -> dict[str, Any]:
     for _, path in files:
         started = time.perf_counter_ns()
         one = session(path, need(job, "threads", int))
-        infer(one, path, inputs(one, images)[0])
+        infer(one, path, inputs(one, images[:1])[0])
         cold_start_ms = (time.perf_counter_ns() - started) / 1e6
     return {"cold_start_ms": cold_start_ms, "peak_rss_bytes": peak_rss_bytes()}
 
@@ -224,15 +218,15 @@ def infer(one: onnxruntime.InferenceSession, path: Path, feed: dict[str, np.ndar
 
 
 def inputs(one: onnxruntime.InferenceSession, images: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """Feeds of batch 1: the first images, or for a head, dense vectors drawn from a normal distribution (seed 0)."""
+    """Feeds of batch 1: the images, or for a head as many dense vectors from a normal distribution (seed 0)."""
     wanted = one.get_inputs()[0]
     if wanted.name == "image":
-        return [{"image": np.ascontiguousarray(image[None])} for image in images[:ROTATED_INPUTS]]
+        return [{"image": np.ascontiguousarray(image[None])} for image in images]
     width = wanted.shape[-1]
     if wanted.name != "dense" or not isinstance(width, int):
         raise JobError(f"expected an input `image` or `dense` of known width, found {wanted.name!r} {wanted.shape}")
-    random = np.random.default_rng(0)
-    return [{"dense": random.standard_normal((1, width), np.float32)} for _ in range(ROTATED_INPUTS)]
+    random = default_rng(0)
+    return [{"dense": random.standard_normal((1, width), np.float32)} for _ in images]
 
 
 def named_files(job: dict[str, Any]) -> list[tuple[str, Path]]:
@@ -256,9 +250,8 @@ def load(job: dict[str, Any], key: str) -> np.ndarray:
 def locate(job: dict[str, Any], entry: Any) -> Path:
     """Path of a file of the job, after its place and its SHA-256 were checked."""
     name, digest = need(entry, "path", str), need(entry, "sha256", str)
-    folder: Path = job["folder"]
-    path: Path = folder / name
-    if not path.resolve().is_relative_to(folder):
+    path: Path = job["folder"] / name
+    if not path.resolve().is_relative_to(job["folder"]):
         raise JobError(f"job: path {name!r} leads out of the job's folder")
     try:
         with path.open("rb") as file:
@@ -275,23 +268,22 @@ def need(mapping: Any, key: str, *kinds: type) -> Any:
     if not isinstance(mapping, dict) or key not in mapping:
         raise JobError(f"job: expected an object with {key!r}, given {one_line(mapping)[:80]}")
     value = mapping[key]
-    if not isinstance(value, kinds) or isinstance(value, bool):
-        raise JobError(f"job: {key}: expected {' or '.join(kind.__name__ for kind in kinds)}, given {value!r:.80}")
-    if isinstance(value, (int, float)) and not value > 0:
-        raise JobError(f"job: {key}: expected a number above 0, given {value!r}")
+    if not isinstance(value, kinds) or isinstance(value, bool) or (isinstance(value, (int, float)) and not value > 0):
+        names = ("a number above 0" if kind in (int, float) else kind.__name__ for kind in kinds)
+        raise JobError(f"job: {key}: expected {' or '.join(dict.fromkeys(names))}, given {value!r:.80}")
     return value
 
 
 def device() -> dict[str, Any]:
     """What this runs on; what cannot be read is null."""
     cpuinfo = read("/proc/cpuinfo") or ""
-    khz = number(read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"))
-    millidegrees = [number(read(str(zone))) for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
+    khz = read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq") or ""  # in some places it says "<unknown>"
+    mhz = int(khz) / 1000 if khz.isdecimal() else cpuinfo_value(cpuinfo, "cpu MHz")
+    millidegrees = [read(str(zone)) or "" for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": cpuinfo_value(cpuinfo, "model name", "Model", "Hardware") or platform.processor() or None,
         "cpu_class": cpu_class(cpuinfo, platform.machine()),
-        "machine": platform.machine(),
         "cores": os.cpu_count(),
         "affinity": len(affinity(0)) if affinity else None,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -301,8 +293,8 @@ def device() -> dict[str, Any]:
         "onnxruntime": onnxruntime.__version__,
         "providers": ["CPUExecutionProvider"],
         "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "frequency_mhz": khz / 1000 if khz else number(cpuinfo_value(cpuinfo, "cpu MHz")),
-        "temperature_celsius": max((one / 1000 for one in millidegrees if one is not None), default=None),
+        "frequency_mhz": float(mhz) if mhz else None,
+        "temperature_celsius": max((int(one) / 1000 for one in millidegrees if one.isdecimal()), default=None),
         "load_average_1min": os.getloadavg()[0],
     }
 
@@ -313,14 +305,13 @@ def cpu_class(cpuinfo: str, machine: str) -> str:
     x86 without VNNI adds pairs of 8-bit products in 16 bits, which saturates: the same int8 file gives other logits
     there than on the exact classes (x86-vnni and both arm64).
     """
+    flags = set((cpuinfo_value(cpuinfo, "flags", "Features") or "").split())  # as x86 and as Arm calls them
     if machine.lower() in ("x86_64", "amd64", "i686"):
-        flags = set((cpuinfo_value(cpuinfo, "flags") or "").split())
         if flags & {"avx512_vnni", "avx_vnni"}:
             return "x86-vnni"
         return "x86-avx2" if "avx2" in flags else "x86-sse" if "sse2" in flags else "unknown"
     if machine.lower() in ("aarch64", "arm64"):
-        features = set((cpuinfo_value(cpuinfo, "Features") or "").split())
-        return "arm64-dotprod" if "asimddp" in features else "arm64" if "asimd" in features else "unknown"
+        return "arm64-dotprod" if "asimddp" in flags else "arm64" if "asimd" in flags else "unknown"
     return "unknown"
 
 
@@ -338,8 +329,7 @@ def peak_rss_bytes() -> int:
     peak_kib = cpuinfo_value(read("/proc/self/status") or "", "VmHWM")
     if peak_kib:
         return int(peak_kib.split()[0]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def read(path: str) -> str | None:
@@ -350,18 +340,10 @@ def read(path: str) -> str | None:
         return None
 
 
-def number(text: str | None) -> float | None:
-    """The number that a system file holds, or None: some hold "<unknown>"."""
-    try:
-        return float(text) if text is not None else None
-    except ValueError:
-        return None
-
-
 def one_line(problem: object) -> str:
     """The text of an error or a value on one line: what reads stderr shows its last line."""
     return " ".join(str(problem).split())
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]))

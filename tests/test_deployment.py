@@ -1,0 +1,281 @@
+"""The story of `export` on tiny runs: which files, what the manifest says of them, and what is refused."""
+
+import json
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from tiny_export import write_data
+
+from kdedge.deployment import export, roles, rows_to_print
+from kdedge.distillation import distill
+from kdedge.errors import DataError, GateError, KdedgeError, RunError
+from kdedge.recipe import Recipe, parse_recipe
+from kdedge.store import Manifest, Run, open_run, sha256
+
+GROUP = """
+name: group
+data: {name: fashion-mnist, validation: 200, calibration: 40}
+networks:
+  teacher: {model: mlp-256, fit: {epochs: 1}}
+  students:
+    model: tcn-student-4
+    count: 4
+    learns: [{from: teacher, loss: mse}]
+    fit: {epochs: 1}
+    head: {from: teacher, fine_tune_epochs: 1}
+deploy: {int8: {max_drop_points: 100}}
+"""
+ALONE = """
+name: alone
+data: {name: fashion-mnist, validation: 200, calibration: 40}
+networks: {only: {model: mlp-8, fit: {epochs: 1}}}
+deploy: {int8: {max_drop_points: 0}}
+"""
+PIECES = ["teacher", "students.0", "students.1", "students.2", "students.3", "students.head", "students.merged"]
+# 784-256 and its head; C32-C8-M-D16-D64; the head of 256 (Malik et al. 2021, Table 6)
+PARAMETERS = {"teacher": 785 * 256 + 2570, "member": 22_168, "head": 2_570, "merged": 91_242}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"), 400)
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two finished runs that nobody changes."""
+    folder = tmp_path_factory.mktemp("runs")
+    for text in (GROUP, ALONE):
+        distill(parse_recipe(text), runs=folder, device="cpu", data_dir=data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(runs: Path, data: Path) -> tuple[Path, Manifest]:
+    """The folder and the manifest of an export of the group that nobody changes."""
+    return runs / "group" / "export", export(runs / "group", int8=True, data_dir=data)
+
+
+@pytest.fixture
+def alone(runs: Path, tmp_path: Path) -> Run:
+    """A run to change: one small network."""
+    return open_run(Path(shutil.copytree(runs / "alone", tmp_path / "alone")))
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_exactly_these_files_are_written(exported: tuple[Path, Manifest]) -> None:
+    expected = [f"{piece}.{precision}.onnx" for piece in PIECES for precision in ("fp32", "int8")]
+    folder, manifest = exported
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*expected, "manifest.json"])
+    assert [file.path for file in manifest.files] == expected
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", "export", "run.json", "stages", "targets"]
+
+
+def test_the_manifest_has_the_fields_that_other_tools_read(exported: tuple[Path, Manifest]) -> None:
+    folder, manifest = exported
+    document = json.loads((folder / "manifest.json").read_text())
+    assert document == manifest.model_dump(mode="json")
+    assert list(document)[:3] == ["format", "recipe", "files"]
+    assert (document["format"], document["recipe"]) == (1, "group")
+    for file in document["files"]:
+        assert list(file) == [
+            *("network", "role", "precision", "path", "sha256", "bytes", "parameters", "inputs", "outputs"),
+            *("difference_to_torch", "float_nodes"),
+        ]
+        assert (folder / file["path"]).stat().st_size == file["bytes"]
+        assert sha256(folder / file["path"]) == file["sha256"]
+        assert file["precision"] in file["path"]
+    roles = {(file["network"], file["role"]) for file in document["files"]}
+    members = {(f"students.{number}", "member") for number in range(4)}
+    assert roles == {("teacher", "teacher"), ("students", "head"), ("students", "merged"), *members}
+
+
+def test_inputs_and_outputs_are_those_of_the_files(exported: tuple[Path, Manifest]) -> None:
+    folder, manifest = exported
+    image = {"name": "image", "dtype": "uint8", "shape": ["batch", 1, 28, 28]}
+    for file in manifest.files:
+        given = image if file.role != "head" else {"name": "dense", "dtype": "float32", "shape": ["batch", 256]}
+        name, width = ("dense", 64) if file.role == "member" else ("logits", 10)
+        assert [tensor.model_dump() for tensor in file.inputs] == [given]
+        found = [tensor.model_dump() for tensor in file.outputs]
+        assert found == [{"name": name, "dtype": "float32", "shape": ["batch", width]}]
+        graph = onnx.load(folder / file.path)
+        onnx.checker.check_model(graph, full_check=True)
+        assert [(opset.domain, opset.version) for opset in graph.opset_import] == [("", manifest.opset)] == [("", 20)]
+        assert [value.name for value in graph.graph.input] == [given["name"]]
+
+
+def test_parameters_are_counted_once_and_add_up(exported: tuple[Path, Manifest]) -> None:
+    for precision in ("fp32", "int8"):
+        files = [file for file in exported[1].files if file.precision == precision]
+        assert {file.role: file.parameters for file in files} == PARAMETERS
+        parts = [file.parameters for file in files if file.role in ("member", "head")]
+        assert len(parts) == 5 and sum(parts) == 91_242
+
+
+def test_what_was_measured_is_told(exported: tuple[Path, Manifest], runs: Path) -> None:
+    _, manifest = exported
+    run = open_run(runs / "group")
+    assert manifest.calibration == run.data["calibration"] and len(manifest.calibration) == 40
+    assert manifest.stages == {stage.name: stage.key for stage in run.stages}
+    assert {"torch", "onnx", "onnxruntime", "onnxscript", "numpy", "kdedge", "python"} <= set(manifest.versions)
+    for file in manifest.files:
+        if file.precision == "fp32":
+            assert file.difference_to_torch is not None and 0 <= file.difference_to_torch < 1e-3
+        else:
+            assert file.float_nodes == []
+    chains = {(row["network"], row["role"], row["precision"], row["split"], row["n"]) for row in manifest.accuracy}
+    places = [("teacher", "teacher"), ("students", "head"), ("students", "merged")]
+    assert chains == {(*place, precision, "validation", 200) for place in places for precision in ("fp32", "int8")}
+    assert [(gate["network"], gate["role"], gate["passed"]) for gate in manifest.gates] == [(*p, True) for p in places]
+
+
+def test_the_table_has_a_line_for_each_file(exported: tuple[Path, Manifest]) -> None:
+    header, rows = rows_to_print(exported[1])
+    assert [row[0] for row in rows] == [file.path for file in exported[1].files]
+    assert {len(row) for row in rows} == {len(header)}
+    assert rows[0][1] == "203,530"
+
+
+def test_exporting_again_gives_the_same_bytes(alone: Run, data: Path) -> None:
+    alone.recipe["deploy"]["int8"]["max_drop_points"] = 100
+    first = export(alone, data_dir=data)
+    second = export(alone, data_dir=data)
+    assert first.files == second.files
+
+
+def test_a_lost_gate_leaves_the_files_and_says_why(alone: Run, data: Path) -> None:
+    # With 0 points allowed not even equal files pass: on 200 images nobody can know that nothing was lost.
+    with pytest.raises(GateError) as caught:
+        export(alone.path, int8=True, data_dir=data)
+    message = str(caught.value).splitlines()
+    assert message[0] == "The int8 export lost too much accuracy:"
+    assert message[1].startswith("  only (teacher): int8 drops by ") and message[1].endswith("; 0 are allowed")
+    assert f"The files are in {alone.path / 'export'}" in message[-1]
+    assert caught.value.exit_code == 3
+    left = sorted(path.name for path in (alone.path / "export").iterdir())
+    assert left == ["manifest.json", "only.fp32.onnx", "only.int8.onnx"]
+    (verdict,) = json.loads((alone.path / "export" / "manifest.json").read_text())["gates"]
+    assert verdict["passed"] is False
+    assert verdict["upper95_points"] > 0 == verdict["max_drop_points"]
+
+
+def test_without_int8_only_float_files_are_written_and_no_gate_is_asked(alone: Run, data: Path) -> None:
+    manifest = export(alone, int8=False, data_dir=data)
+    assert sorted(path.name for path in (alone.path / "export").iterdir()) == ["manifest.json", "only.fp32.onnx"]
+    assert (manifest.gates, manifest.calibration) == ([], [])
+    assert [row["precision"] for row in manifest.accuracy] == ["fp32"]
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """Files of more than 20 kB cannot be written, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_export_before_as_it_was(
+    alone: Run, data: Path, request: pytest.FixtureRequest
+) -> None:
+    export(alone, int8=False, data_dir=data)
+    before = snapshot(alone.path)
+    request.getfixturevalue("full_disk")
+    with pytest.raises(RunError, match=r"only\.fp32\.onnx cannot be written: File too large\. .+ kept"):
+        export(alone, int8=False, data_dir=data)
+    assert snapshot(alone.path) == before
+    assert sorted(path.name for path in alone.path.iterdir()) == [".lock", "export", "run.json", "stages"]
+
+
+def damage(run: Run, how: str) -> None:
+    (stage,) = (run.path / "stages").iterdir()
+    weights = stage / "weights.safetensors"
+    if how == "unfinished":
+        shutil.rmtree(stage)
+    elif how == "no weights":
+        weights.unlink()
+    elif how == "changed weights":
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    elif how == "changed recipe":
+        run.recipe["networks"]["only"]["model"] = "mlp-9"
+        run.write()
+    elif how == "other data":
+        run.data["fingerprint"] = "0" * 64
+        run.write()
+    else:
+        (run.path / "run.json").write_text(how)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ("unfinished", RunError, r"alone: stage 'fit only' is not finished. Run `kdedge distill` again"),
+        ("no weights", RunError, r"weights\.safetensors is missing"),
+        ("changed weights", RunError, r"weights\.safetensors was changed: expected SHA-256 \w{64}, found \w{64}"),
+        ("changed recipe", RunError, r"weights\.safetensors does not fit network 'only'"),
+        ("other data", DataError, r"is not the data of this run: expected fashion-mnist with fingerprint 0000"),
+        ("{", RunError, r"run\.json cannot be read"),
+        ('{"format": 2}', RunError, r"run\.json is damaged"),
+    ],
+)
+def test_what_is_no_finished_run_is_refused_and_nothing_is_written(
+    alone: Run, data: Path, how: str, error: type[KdedgeError], message: str
+) -> None:
+    damage(alone, how)
+    with pytest.raises(error, match=message):
+        export(alone.path, data_dir=data)
+    assert not (alone.path / "export").exists()
+
+
+@pytest.mark.parametrize("name", ["", "nowhere"])
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RunError, match=r"is not a run: it has no run\.json\. Make one with `kdedge distill RECIPE`\."):
+        export(tmp_path / name)
+
+
+def network(**fields: Any) -> dict[str, Any]:
+    return {"model": "mlp-8", **fields}
+
+
+KD = {"loss": "kd"}
+
+
+@pytest.mark.parametrize(
+    ("networks", "expected"),
+    [
+        ({"only": network()}, ["teacher"]),
+        ({"teacher": network(), "student": network(learns=[{"from": "teacher", **KD}])}, ["teacher", "merged"]),
+        (
+            {
+                "teacher": network(),
+                "assistant": network(learns=[{"from": "teacher", **KD}]),
+                "student": network(learns=[{"from": "assistant", **KD}]),
+            },
+            ["teacher", "teacher", "merged"],
+        ),
+        ({"one": network(), "other": network()}, ["merged", "merged"]),
+    ],
+    ids=["alone", "kd", "assistant", "independent"],
+)
+def test_whoever_teaches_is_a_teacher_and_the_rest_is_shipped(networks: dict[str, Any], expected: list[str]) -> None:
+    recipe = Recipe.parse({"name": "r", "data": {"name": "mnist"}, "networks": networks})
+    assert roles(recipe) == list(zip(networks, expected, strict=True))
+
+
+def test_a_single_student_is_shipped_as_one_file_a_precision(data: Path, tmp_path: Path) -> None:
+    text = ALONE.replace("{only:", "{student: {model: mlp-4, learns: [{from: teacher, loss: kd}], fit: {epochs: 1}}, teacher:")
+    run = distill(parse_recipe(text), runs=tmp_path, device="cpu", data_dir=data)
+    manifest = export(run, int8=False, data_dir=data)
+    assert [(file.network, file.role, file.path, file.parameters) for file in manifest.files] == [
+        ("student", "merged", "student.merged.fp32.onnx", 785 * 4 + 50),
+        ("teacher", "teacher", "teacher.fp32.onnx", 785 * 8 + 90),
+    ]

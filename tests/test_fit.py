@@ -1,0 +1,430 @@
+"""The training loop against the same training written out by hand, and what happens when it is stopped or goes wrong."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import math
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdedge.data.batches import Batch, Samples, Views, batches, normalise
+from kdedge.data.catalog import DATASETS
+from kdedge.errors import RunError, TrainingError
+from kdedge.fit import Seen, Taught, accuracy, fit, lr_at, objective
+from kdedge.losses.dense import MSE
+from kdedge.losses.logits import KD, CrossEntropy
+from kdedge.models.network import Network, build
+from kdedge.recipe import Fit
+from kdedge.targets import Cached, Live, Targets
+
+SEED = 5
+SAMPLES = 200  # 25 steps of 8 an epoch: a checkpoint falls into its middle, after step 20
+INFO = DATASETS["fashion-mnist"]
+
+MSE_LESSON = MSE.model_validate({"from": "teacher"})
+KD_LESSON = KD.model_validate({"from": "teacher"})
+LABELS: Taught = [(CrossEntropy(), None)]
+
+
+def images(count: int = SAMPLES, seed: int = 0) -> Samples:
+    """Images whose label is the brightest of their first ten rows, the only row that is bright."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 10, count)
+    pixels = random.integers(0, 60, (count, 1, 28, 28), np.uint8)
+    pixels[np.arange(count), 0, labels] = 200
+    return Samples.to(torch.device("cpu"), pixels, labels.astype(np.int64), INFO, Views())
+
+
+def network(*models: str, seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    return build(models, sum(int(model.split("-")[1]) for model in models), 10)
+
+
+def with_state() -> Network:
+    """A convolution, batch norm with its running mean, and dropout with its random numbers: all that could be lost."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 4, 5, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(144, 8))
+    return Network([nn.Sequential(*layers)], nn.Linear(8, 10)).to(memory_format=torch.channels_last)
+
+
+def outputs(width: int, seed: int = 0, views: int = 1) -> Cached:
+    """A teacher's outputs, drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    dense = torch.randn(views, SAMPLES, width, generator=generator)
+    return Cached(dense, torch.randn(views, SAMPLES, 10, generator=generator))
+
+
+def train(
+    trained: Network,
+    taught: Taught,
+    settings: Fit,
+    folder: Path,
+    *,
+    data: Samples | None = None,
+    every_s: float = math.inf,
+    watch: Callable[[Seen], None] = lambda seen: None,
+    stop: Callable[[], bool] = lambda: False,
+    frozen: Targets | None = None,
+) -> list[dict[str, float]]:
+    return fit(
+        trained,
+        taught,
+        data or images(),
+        images(50, seed=1),
+        settings,
+        seed=SEED,
+        checkpoint=folder / "checkpoint",
+        checkpoint_every_s=every_s,
+        watch=watch,
+        stop=stop,
+        frozen=frozen,
+    )
+
+
+def weights(trained: nn.Module) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in trained.state_dict().items()}
+
+
+def order(settings: Fit) -> list[Batch]:
+    """The batches of all epochs."""
+    cpu = torch.device("cpu")
+    return [
+        batch
+        for epoch in range(settings.epochs)
+        for batch in batches(SAMPLES, Views(), settings.batch_size, seed=SEED, epoch=epoch, device=cpu)
+    ]
+
+
+# The same training by hand
+
+Step = Callable[[np.ndarray, np.ndarray, dict[str, Any], float, int], np.ndarray]
+
+
+def adam(value: np.ndarray, gradient: np.ndarray, memory: dict[str, Any], lr: float, t: int) -> np.ndarray:
+    """Kingma and Ba 2015, algorithm 1, with the weights' decay of Loshchilov and Hutter 2019, algorithm 2."""
+    memory["m"] = 0.9 * memory.get("m", 0) + 0.1 * gradient
+    memory["v"] = 0.999 * memory.get("v", 0) + 0.001 * gradient**2
+    m, v = memory["m"] / (1 - 0.9**t), memory["v"] / (1 - 0.999**t)
+    return value - lr * 0.01 * value - lr * m / (np.sqrt(v) + 1e-8)
+
+
+def nesterov(value: np.ndarray, gradient: np.ndarray, memory: dict[str, Any], lr: float, t: int) -> np.ndarray:
+    """Sutskever et al. 2013 in the form of torch's documentation, the decay being part of the gradient."""
+    gradient = gradient + 0.01 * value
+    memory["b"] = 0.9 * memory["b"] + gradient if "b" in memory else gradient
+    return value - lr * (gradient + 0.9 * memory["b"])
+
+
+@pytest.mark.parametrize(("optimizer", "step", "lr"), [("adam", adam, 0.01), ("sgd", nesterov, 0.1)])
+def test_a_linear_model_is_trained_as_the_papers_say(tmp_path: Path, optimizer: str, step: Step, lr: float) -> None:
+    """A head on frozen dense vectors is a linear model: its gradient is (p - onehot) dense, in numpy and float64."""
+    settings = Fit.model_validate(
+        {"epochs": 3, "batch_size": 32, "optimizer": optimizer, "lr": lr, "weight_decay": 0.01, "warmup": 0.2}
+    )
+    trained, frozen, labels = network("mlp-6"), outputs(6), images().labels.numpy()
+    value = {"weight": trained.head.weight.detach().double().numpy(), "bias": trained.head.bias.detach().double().numpy()}
+    memory: dict[str, dict[str, Any]] = {"weight": {}, "bias": {}}
+    losses = []
+    steps = 3 * math.ceil(SAMPLES / 32)
+    for number, batch in enumerate(order(settings)):
+        x, y = frozen.dense[0, batch.samples].double().numpy(), labels[batch.samples.numpy()]
+        logits = x @ value["weight"].T + value["bias"]
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        losses.append(-np.log(p[np.arange(len(y)), y]).mean())
+        difference = (p - np.eye(10)[y]) / len(y)
+        gradient = {"weight": difference.T @ x, "bias": difference.sum(0)}
+        lr_now = lr_at(settings, number, steps)
+        value = {name: step(value[name], gradient[name], memory[name], lr_now, number + 1) for name in value}
+
+    history = train(trained, LABELS, settings, tmp_path, frozen=frozen)
+    np.testing.assert_allclose(trained.head.weight.detach().numpy(), value["weight"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(trained.head.bias.detach().numpy(), value["bias"], rtol=1e-4, atol=1e-5)
+    assert [entry["loss"] for entry in history] == pytest.approx(np.reshape(losses, (3, -1)).mean(1), rel=1e-4)
+
+
+def test_the_loop_is_the_one_that_everybody_writes(tmp_path: Path) -> None:
+    """Bit for bit: a plain torch loop on the same batches."""
+    settings, data = Fit(epochs=2, batch_size=32), images()
+    trained = network("mlp-16")
+    plain = copy.deepcopy(trained)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0, fused=True)
+    steps = 2 * math.ceil(SAMPLES / 32)
+    for number, batch in enumerate(order(settings)):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * number / steps))
+        loss = F.cross_entropy(plain(normalise(data.images[batch.samples], INFO)), data.labels[batch.samples])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    train(trained, LABELS, settings, tmp_path)
+    assert weights(trained) == weights(plain)
+
+
+def test_it_learns_what_can_be_learned(tmp_path: Path) -> None:
+    history = train(network("mlp-16"), LABELS, Fit(epochs=5, batch_size=8, lr=0.01), tmp_path)
+    assert history[-1]["validation_accuracy"] == 100
+    assert history[-1]["loss"] < 0.1 < 1 < history[0]["loss"]
+
+
+def test_accuracy_is_the_share_of_right_answers_in_percent() -> None:
+    trained, data = network("mlp-16"), images(77)
+    logits = trained(normalise(data.images, INFO)).detach().numpy()
+    right = sum(int(logits[i].argmax() == data.labels[i]) for i in range(77))
+    assert accuracy(trained, data) == 100 * right / 77
+
+
+# Lessons
+
+
+def test_siblings_trained_together_are_siblings_trained_alone(tmp_path: Path) -> None:
+    """A mean over two chunks is half the mean over one, so the weight of the joint lesson is 2."""
+    settings, source = Fit(epochs=2, batch_size=32), outputs(12)
+    together = network("mlp-6", "mlp-6")
+    alone = [Network([copy.deepcopy(member)], nn.Linear(6, 10)) for member in together.members]
+    lesson = MSE.model_validate({"from": "teacher", "weight": 2})
+    train(together, [(lesson, source)], settings, tmp_path / "together")
+    for number, one in enumerate(alone):
+        chunk = Cached(source.dense[:, :, 6 * number : 6 * number + 6].contiguous(), source.logits)
+        train(one, [(MSE_LESSON, chunk)], settings, tmp_path / str(number))
+        for name, tensor in one.members[0].state_dict().items():
+            torch.testing.assert_close(together.members[number].state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_lesson_on_logits_the_head_stays(tmp_path: Path) -> None:
+    """Not even weight decay may touch it."""
+    trained = network("mlp-6")
+    before = weights(trained)
+    train(trained, [(MSE_LESSON, outputs(6))], Fit(epochs=1, weight_decay=0.1), tmp_path)
+    after = weights(trained)
+    assert {name for name in before if before[name] == after[name]} == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("kind", ["cached", "live"])
+def test_with_frozen_members_only_the_head_changes(tmp_path: Path, kind: str) -> None:
+    """The members' batch norm would move if they were not in eval mode."""
+    trained = with_state().eval()
+    before = weights(trained)
+    frozen = Live(trained) if kind == "live" else outputs(8)
+    train(trained, LABELS, Fit(epochs=2, batch_size=32, weight_decay=0.1), tmp_path, frozen=frozen)
+    after = weights(trained)
+    assert {name for name in before if before[name] != after[name]} == {"head.weight", "head.bias"}
+
+
+def test_the_objective_is_the_weighted_sum_of_the_lessons() -> None:
+    trained, data, source = network("mlp-6", "mlp-6"), images(), outputs(12)
+    batch = Batch(torch.tensor([3, 1, 4, 15, 92]), torch.zeros(5, dtype=torch.int64))
+    lessons = [lesson.model_copy(update={"weight": w}) for lesson, w in ((CrossEntropy(), 0.5), (MSE_LESSON, 3), (KD_LESSON, 0.25))]
+    found = objective(trained, [(lessons[0], None), (lessons[1], source), (lessons[2], source)], data, batch)
+
+    seen = normalise(data.images[batch.samples], INFO)
+    labels, teacher = data.labels[batch.samples], source(batch, None)
+    expected = 0.5 * F.cross_entropy(trained(seen), labels) + 3 * F.mse_loss(trained.dense(seen), teacher["dense"])
+    expected += 0.25 * KD_LESSON(trained(seen), teacher["logits"], labels)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_live_teacher_answers_once_a_batch_for_all_lessons_and_siblings() -> None:
+    teacher = network("mlp-12").eval()
+    calls: list[Tensor] = []
+    teacher.members[0].register_forward_hook(lambda module, inputs, output: calls.append(output))
+    source = Live(teacher)
+    batch = Batch(torch.arange(9), torch.zeros(9, dtype=torch.int64))
+    loss = objective(network("mlp-6", "mlp-6"), [(MSE_LESSON, source), (KD_LESSON, source)], images(), batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert len(calls) == 1
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_live_and_cached_teachers_teach_the_same(tmp_path: Path) -> None:
+    teacher, data = network("mlp-12", seed=3).eval(), images()
+    seen = normalise(data.images, INFO)
+    with torch.no_grad():
+        cached = Cached(teacher.dense(seen)[None], teacher(seen)[None])
+    found = []
+    for name, source in (("live", Live(teacher)), ("cached", cached)):
+        student = network("mlp-6", "mlp-6")
+        train(student, [(MSE_LESSON, source), (KD_LESSON, source)], Fit(epochs=1, batch_size=32), tmp_path / name)
+        found.append(student.state_dict())
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-5)
+
+
+# The learning rate
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (Fit(lr=0.1), [0.1, 0.1 * (2 + math.sqrt(2)) / 4, 0.05, 0.1 * (2 - math.sqrt(2)) / 4]),
+        (Fit(lr=0.1, schedule="constant"), [0.1, 0.1, 0.1, 0.1]),
+        (Fit(lr=0.3, warmup=0.5), [0.1, 0.2, 0.3, 0.15]),
+        (Fit(lr=0.3, warmup=0.5, schedule="constant"), [0.1, 0.2, 0.3, 0.3]),
+    ],
+)
+def test_learning_rate_of_four_steps(settings: Fit, expected: list[float]) -> None:
+    assert [lr_at(settings, step, 4) for step in range(4)] == pytest.approx(expected)
+
+
+# Stopping and going on
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("every_steps", [20, 25, 30])  # in an epoch, at its end, and now and then in both
+def test_a_resumed_training_ends_in_the_same_bytes(tmp_path: Path, optimizer: str, every_steps: int) -> None:
+    settings = Fit.model_validate({"epochs": 4, "batch_size": 8, "optimizer": optimizer, "lr": 0.01})
+    taught: Taught = [(CrossEntropy(), None), (MSE_LESSON, outputs(8))]
+    whole = with_state()
+    expected = train(whole, taught, settings, tmp_path)
+    assert not (tmp_path / "checkpoint").exists()
+
+    for starts in itertools.count(1):
+        resumed, steps = with_state(), []
+
+        def stop(steps: list[int] = steps) -> bool:
+            return bool(steps) and steps[-1] >= steps[0] // every_steps * every_steps + every_steps
+
+        try:
+            history = train(
+                *(resumed, taught, settings, tmp_path),
+                watch=lambda seen, steps=steps: steps.append(seen.step),  # type: ignore[misc]
+                stop=stop,
+            )
+            break
+        except KeyboardInterrupt:
+            assert (tmp_path / "checkpoint").is_file()
+    assert starts > 2
+    assert weights(resumed) == weights(whole)
+    for found, entry in zip(history, expected, strict=True):
+        assert {**found, "seconds": 0} == {**entry, "seconds": 0}
+
+
+@pytest.mark.parametrize("calls", range(1, 12))
+def test_a_stop_between_any_two_steps_saves_what_was_done(tmp_path: Path, calls: int) -> None:
+    settings, asked = Fit(epochs=2, batch_size=8), itertools.count(1)
+    seen: list[Seen] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(network("mlp-4"), LABELS, settings, tmp_path, watch=seen.append, stop=lambda: next(asked) >= calls)
+    assert (tmp_path / "checkpoint").is_file()
+    done = seen[-1].step
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train(network("mlp-4"), LABELS, settings, tmp_path, watch=seen.append, stop=lambda: True)
+    assert seen[-1].step == done + 1
+
+
+def test_checkpoints_are_written_on_a_clock(tmp_path: Path) -> None:
+    """With 0 seconds between them: at every look at the losses, and at the end of each epoch but the last."""
+    written: list[bool] = []
+    file = tmp_path / "checkpoint"
+
+    def watch(seen: Seen) -> None:
+        written.append(file.exists())
+        file.unlink(missing_ok=True)
+
+    train(network("mlp-4"), LABELS, Fit(epochs=2, batch_size=8), tmp_path, every_s=0, watch=watch)
+    # Looks: after steps 20, 25 and the accuracy, 45, 50 and the accuracy.
+    assert written == [False, True, False, True, True, False]
+    assert not file.exists()
+
+
+def test_what_is_shown_while_training(tmp_path: Path) -> None:
+    seen: list[Seen] = []
+    history = train(network("mlp-4", "mlp-4"), LABELS, Fit(epochs=2, batch_size=8), tmp_path, watch=seen.append)
+    assert [(look.epoch, look.step) for look in seen] == [(1, 20), (1, 25), (1, 25), (2, 45), (2, 50), (2, 50)]
+    assert {(look.epochs, look.steps) for look in seen} == {(2, 50)}
+    accuracies = [look.validation_accuracy for look in seen]
+    assert accuracies == [None, None, history[0]["validation_accuracy"], None, None, history[1]["validation_accuracy"]]
+    assert [seen[2].loss, seen[5].loss] == [entry["loss"] for entry in history]
+    assert all(look.images_per_s > 0 for look in seen)
+
+
+# What goes wrong
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError) as error:
+        train(network("mlp-4"), LABELS, Fit(epochs=2, batch_size=8, lr=1e30, schedule="constant"), tmp_path)
+    said = str(error.value)
+    assert "at step 2 of 50 (epoch 1), learning rate 1e+30. No checkpoint was made yet. Try a lower `lr`" in said
+    assert said.startswith(("The loss became nan", "The loss became inf"))
+
+
+def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    """The checkpoint of step 20 stays as it was; the teacher's outputs turn bad in the second epoch."""
+    source, looks = outputs(4), []
+
+    def watch(seen: Seen) -> None:
+        looks.append(seen.step)
+        if seen.step == 25:
+            source.dense.fill_(math.nan)
+
+    with pytest.raises(TrainingError) as error:
+        train(
+            *(network("mlp-4"), [(MSE_LESSON, source)], Fit(epochs=2, batch_size=8, lr=0.01), tmp_path),
+            every_s=0,
+            watch=watch,
+        )
+    assert "became nan at step 26 of 50 (epoch 2), learning rate 0.005." in str(error.value)
+    assert f"The last good checkpoint is {tmp_path / 'checkpoint'}." in str(error.value)
+    saved = torch.load(tmp_path / "checkpoint", weights_only=True)
+    assert saved["step"] == 25
+    assert all(tensor.isfinite().all() for tensor in saved["network"].values())
+
+
+def checkpoint(folder: Path) -> Path:
+    with pytest.raises(KeyboardInterrupt):
+        train(network("mlp-4"), LABELS, Fit(epochs=1, batch_size=8), folder, stop=lambda: True)
+    return folder / "checkpoint"
+
+
+def damaged(whole: bytes) -> dict[str, bytes]:
+    saved = io.BytesIO()
+    torch.save([1, 2], saved)
+    return {
+        "empty": b"",
+        "cut": whole[: len(whole) // 2],
+        "text": b"not a checkpoint",
+        "zeros": bytes(len(whole)),
+        "other": pickle.dumps({"step": 1}, protocol=2),
+        "list": saved.getvalue(),
+    }
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "zeros", "other", "list"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+    file = checkpoint(tmp_path)
+    file.write_bytes(damaged(file.read_bytes())[damage])
+    with pytest.raises(RunError, match=r"checkpoint is damaged .*Delete it to start this stage again"):
+        train(network("mlp-4"), LABELS, Fit(epochs=1, batch_size=8), tmp_path)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    checkpoint(tmp_path)
+    with pytest.raises(RunError, match="checkpoint is damaged"):
+        train(network("mlp-5"), LABELS, Fit(epochs=1, batch_size=8), tmp_path)
+
+
+class _Hostile:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.file),)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    torch.save({"network": _Hostile(tmp_path / "hacked")}, tmp_path / "checkpoint")
+    with pytest.raises(RunError, match="checkpoint is damaged"):
+        train(network("mlp-4"), LABELS, Fit(epochs=1, batch_size=8), tmp_path)
+    assert not (tmp_path / "hacked").exists()

@@ -1,0 +1,137 @@
+"""Static quantization: what is in the graph, that it is near the float32 network, and that onnxruntime fuses it whole."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+from random_networks import answers, data_of, images, network, pixels_of
+
+from exporters.audit import float_nodes
+from exporters.float32 import to_graph
+from exporters.int8 import quantize
+from kdedge.data.batches import normalise
+from kdedge.models.network import Network
+
+TCN = data_of("tcn-student-4")
+CALIBRATION = normalise(images(128, TCN), TCN)
+
+
+@pytest.fixture(scope="module")
+def students() -> Network:
+    return network("tcn-student-4", "tcn-student-4")
+
+
+@pytest.fixture(scope="module")
+def float32(students: Network) -> onnx.ModelProto:
+    return to_graph(students, CALIBRATION[:2], "pixels", "logits")
+
+
+@pytest.fixture(scope="module")
+def merged(float32: onnx.ModelProto) -> onnx.ModelProto:
+    return quantize(float32, CALIBRATION.numpy(), pixels_of(TCN), TCN.shape)
+
+
+def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+
+
+def run(model: onnx.ModelProto, given: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: given})[0]
+
+
+def test_pixels_go_into_the_first_convolution_as_they_are(merged: onnx.ModelProto) -> None:
+    assert [value.name for value in merged.graph.input] == ["image"]
+    image = merged.graph.input[0].type.tensor_type
+    assert image.elem_type == onnx.TensorProto.UINT8
+    assert [axis.dim_param or axis.dim_value for axis in image.shape.dim] == ["batch", 1, 28, 28]
+    (first,) = (node for node in merged.graph.node if "image" in node.input)
+    assert first.op_type == "DequantizeLinear"
+    scale, zero_point = (constants(merged)[name] for name in first.input[1:])
+    assert (zero_point.dtype, int(zero_point)) == (np.uint8, TCN.mean)
+    assert (scale.dtype, scale) == (np.float32, np.float32(pixels_of(TCN).scale))
+    takers = [node.op_type for node in merged.graph.node if first.output[0] in node.input]
+    assert takers == ["Conv", "Conv"]  # of the two members
+
+
+def test_logits_leave_as_float32_of_the_last_layer_itself(merged: onnx.ModelProto) -> None:
+    (logits,) = merged.graph.output
+    assert (logits.name, logits.type.tensor_type.elem_type) == ("logits", onnx.TensorProto.FLOAT)
+    (last,) = (node for node in merged.graph.node if "logits" in node.output)
+    assert last.op_type == "Gemm"
+
+
+def test_weights_stay_in_the_seven_bits_that_every_cpu_adds_without_saturating(merged: onnx.ModelProto) -> None:
+    weights = [value for value in constants(merged).values() if value.dtype == np.int8 and value.ndim > 1]
+    assert len(weights) == 2 * 4 + 1  # two convolutions and two linear layers a member, and the head
+    assert all(-64 <= value.min() and value.max() <= 64 for value in weights)
+    assert all(np.abs(value).max() == 64 for value in weights)
+
+
+def test_every_layer_has_one_weight_scale_a_channel(merged: onnx.ModelProto) -> None:
+    known = constants(merged)
+    scales = [known[node.input[1]] for node in merged.graph.node if node.input[0] in known and known[node.input[0]].ndim > 1]
+    assert sorted(scale.size for scale in scales) == sorted([32, 8, 16, 64] * 2 + [10])
+
+
+def test_what_follows_a_relu_has_zero_point_zero(float32: onnx.ModelProto, merged: onnx.ModelProto) -> None:
+    after_relu = {name for node in float32.graph.node if node.op_type == "Relu" for name in node.output}
+    quantizing = [n for n in merged.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in after_relu]
+    assert len(quantizing) == len(after_relu) == 2 * 3
+    assert {int(constants(merged)[node.input[2]]) for node in quantizing} == {0}
+    assert "Relu" not in {node.op_type for node in merged.graph.node}  # the range of the layer before it says the same
+
+
+def test_int8_logits_are_near_those_of_torch(students: Network, merged: onnx.ModelProto) -> None:
+    given = images(200, TCN, seed=5)
+    expected = answers(students, given, TCN).numpy()
+    for batch in (1, 3, 5):
+        found = run(merged, given[:batch].numpy())
+        assert found.shape == (batch, 10)
+    found = run(merged, given.numpy())
+    difference = float(np.abs(found - expected).max())
+    assert 0 < difference < 0.1 * np.ptp(expected)
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+
+
+def test_a_student_and_a_group_are_fused_whole(merged: onnx.ModelProto, tmp_path: Path) -> None:
+    onnx.save(merged, tmp_path / "merged.onnx")
+    assert float_nodes(tmp_path / "merged.onnx") == []
+
+
+@pytest.mark.parametrize(
+    ("model", "first", "in_float"),
+    [("mlp-30", "Reshape", []), ("lenet5", "Conv", []), ("vgg-student-8", "Conv", ["node_mean (ReduceMean)"])],
+)
+def test_other_families_are_fused_as_well(model: str, first: str, in_float: list[str], tmp_path: Path) -> None:
+    info, module = data_of(model), network(model)
+    given = images(100, info)
+    samples = normalise(given, info)
+    quantized = quantize(to_graph(module, samples[:2], "pixels", "logits"), samples.numpy(), pixels_of(info), info.shape)
+    (taken,) = (node for node in quantized.graph.node if "image" in node.input)
+    assert [node.op_type for node in quantized.graph.node if taken.output[0] in node.input] == [first]
+    expected = answers(module, given, info).numpy()
+    assert np.corrcoef(run(quantized, given.numpy()).ravel(), expected.ravel())[0, 1] > 0.98
+    onnx.save(quantized, tmp_path / "int8.onnx")
+    assert float_nodes(tmp_path / "int8.onnx") == in_float
+
+
+def test_a_head_takes_float32_dense_vectors(students: Network) -> None:
+    dense = images(64, TCN).flatten(1)[:, :128].float() / 64 - 2
+    graph = to_graph(students.head, dense[:2], "dense", "logits")
+    quantized = quantize(graph, dense.numpy(), None, None)
+    (given,) = quantized.graph.input
+    assert (given.name, given.type.tensor_type.elem_type) == ("dense", onnx.TensorProto.FLOAT)
+    expected = students.head(dense).detach().numpy()
+    assert np.abs(run(quantized, dense.numpy()) - expected).max() < 0.1 * np.ptp(expected)
+
+
+def test_the_float32_graph_is_left_alone_and_the_order_of_images_does_not_matter(float32: onnx.ModelProto) -> None:
+    before = float32.SerializeToString(deterministic=True)
+    samples = CALIBRATION.numpy()[:100]
+    first, second = (quantize(float32, part, pixels_of(TCN), TCN.shape) for part in (samples, samples[::-1].copy()))
+    assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
+    assert float32.SerializeToString(deterministic=True) == before

@@ -1,0 +1,171 @@
+"""Each loss against its published formula, written out in numpy, and against a case computed by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from kdedge.losses import LOSSES, Lesson
+from kdedge.losses.dense import MSE
+from kdedge.losses.logits import KD, CrossEntropy
+
+Array = NDArray[np.float64]
+
+
+def kd(**fields: Any) -> KD:
+    return KD.model_validate({"from": "teacher", **fields})
+
+
+def drawn(batch: int = 7, classes: int = 10) -> tuple[Array, Array, NDArray[np.int64]]:
+    """Student and teacher logits, and labels."""
+    random = np.random.default_rng(0)
+    return random.normal(0, 3, (batch, classes)), random.normal(0, 5, (batch, classes)), np.arange(batch) % classes
+
+
+def loss_of(lesson: Lesson, student: Array, target: Array | None, labels: NDArray[np.int64]) -> float:
+    teacher = None if target is None else torch.from_numpy(target)
+    return float(lesson(torch.from_numpy(student), teacher, torch.from_numpy(labels)))  # type: ignore[arg-type]
+
+
+# The formulas, sample by sample and class by class
+
+
+def probabilities(logits: Array, temperature: float = 1.0) -> Array:
+    powers = np.exp(logits / temperature)
+    return powers / powers.sum(1, keepdims=True)
+
+
+def cross_entropy(target: Array, p: Array) -> float:
+    return float(np.mean([-sum(target[i, j] * math.log(p[i, j]) for j in range(p.shape[1])) for i in range(len(p))]))
+
+
+def onehot(labels: NDArray[np.int64], classes: int) -> Array:
+    return np.array([[float(label == j) for j in range(classes)] for label in labels])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_cross_entropy_is_its_formula(smoothing: float) -> None:
+    """Szegedy et al. 2016: the label gets 1 - e, and e is spread over all classes, the label's among them."""
+    student, _, labels = drawn()
+    target = (1 - smoothing) * onehot(labels, 10) + smoothing / 10
+    found = loss_of(CrossEntropy(label_smoothing=smoothing), student, None, labels)
+    assert found == pytest.approx(cross_entropy(target, probabilities(student)), rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_kd_sum_is_its_formula(temperature: float, alpha: float) -> None:
+    """Hinton et al. 2015: alpha T^2 CE(teacher at T, student at T) + (1 - alpha) CE(labels, student at 1)."""
+    student, teacher, labels = drawn()
+    soft = cross_entropy(probabilities(teacher, temperature), probabilities(student, temperature))
+    hard = cross_entropy(onehot(labels, 10), probabilities(student))
+    found = loss_of(kd(temperature=temperature, alpha=alpha), student, teacher, labels)
+    assert found == pytest.approx(alpha * temperature**2 * soft + (1 - alpha) * hard, rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_kd_blend_is_its_formula(temperature: float, alpha: float) -> None:
+    """The CIFAR-10 study: CE(alpha teacher at T + (1 - alpha) labels as they are, student at T), without T^2."""
+    student, teacher, labels = drawn()
+    target = alpha * probabilities(teacher, temperature) + (1 - alpha) * onehot(labels, 10)
+    expected = cross_entropy(target, probabilities(student, temperature))
+    found = loss_of(kd(temperature=temperature, alpha=alpha, form="blend"), student, teacher, labels)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_mse_is_its_formula() -> None:
+    student, teacher, labels = drawn(5, 12)
+    expected = sum((student[i, j] - teacher[i, j]) ** 2 for i in range(5) for j in range(12)) / 60
+    assert loss_of(MSE.model_validate({"from": "teacher"}), student, teacher, labels) == pytest.approx(expected, rel=1e-12)
+
+
+# By hand: the student's logits give probabilities 3/4 and 1/4 at T = 1; the teacher's 9/10 and 1/10 at T = 2.
+
+STUDENT = np.log([[3.0, 1.0]])
+TEACHER = 2 * np.log([[9.0, 1.0]])
+LABEL = np.array([1])
+ROOT = math.sqrt(3)  # at T = 2 the student's probabilities are ROOT / (ROOT + 1) and 1 / (ROOT + 1)
+
+
+def test_cross_entropy_by_hand() -> None:
+    assert loss_of(CrossEntropy(), STUDENT, None, LABEL) == pytest.approx(math.log(4))
+    smoothed = loss_of(CrossEntropy(label_smoothing=0.1), STUDENT, None, LABEL)  # the target is 0.05 and 0.95
+    assert smoothed == pytest.approx(0.05 * math.log(4 / 3) + 0.95 * math.log(4))
+
+
+def test_kd_by_hand() -> None:
+    soft = 0.9 * math.log((ROOT + 1) / ROOT) + 0.1 * math.log(ROOT + 1)
+    found = loss_of(kd(temperature=2, alpha=0.5), STUDENT, TEACHER, LABEL)
+    assert found == pytest.approx(0.5 * 4 * soft + 0.5 * math.log(4))
+    # The label is a whole one in the target: it adds log(ROOT + 1) once, not its softened share.
+    found = loss_of(kd(temperature=2, alpha=0.5, form="blend"), STUDENT, TEACHER, LABEL)
+    assert found == pytest.approx(0.5 * soft + 0.5 * math.log(ROOT + 1))
+
+
+def test_mse_by_hand() -> None:
+    found = loss_of(MSE.model_validate({"from": "t"}), np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0], [0.0, 8.0]]), LABEL)
+    assert found == (0 + 4 + 9 + 16) / 4
+
+
+def test_defaults_are_hintons() -> None:
+    lesson = kd()
+    assert (lesson.temperature, lesson.alpha, lesson.form, lesson.weight) == (4.0, 0.9, "sum", 1.0)
+
+
+def test_alpha_0_of_sum_is_plain_cross_entropy() -> None:
+    student, teacher, labels = drawn()
+    assert loss_of(kd(alpha=0.0, temperature=7), student, teacher, labels) == loss_of(CrossEntropy(), student, None, labels)
+
+
+@pytest.mark.parametrize("form", ["sum", "blend"])
+def test_alpha_1_does_not_look_at_the_labels(form: str) -> None:
+    student, teacher, labels = drawn()
+    lesson = kd(alpha=1.0, form=form)
+    assert loss_of(lesson, student, teacher, labels) == loss_of(lesson, student, teacher, (labels + 3) % 10)
+
+
+def test_t_squared_keeps_the_size_of_the_gradient() -> None:
+    """Hinton et al. 2015, section 2: at high T the gradient is (z_s - z_t) / classes, for logits of mean zero."""
+    student, teacher, labels = drawn()
+    student, teacher = (logits - logits.mean(1, keepdims=True) for logits in (student, teacher))
+    tensor = torch.from_numpy(student).requires_grad_()
+    kd(temperature=1000, alpha=1)(tensor, torch.from_numpy(teacher), torch.from_numpy(labels)).backward()
+    assert tensor.grad is not None
+    np.testing.assert_allclose(tensor.grad.numpy(), (student - teacher) / 10 / len(student), rtol=0.02, atol=1e-3)
+
+
+def test_large_logits_give_finite_losses() -> None:
+    student, teacher, labels = drawn()
+    for lesson in (CrossEntropy(), kd(), kd(form="blend")):
+        assert math.isfinite(loss_of(lesson, 1e4 * student, 1e4 * teacher, labels))
+
+
+@pytest.mark.parametrize(
+    "lesson",
+    [
+        CrossEntropy(),
+        CrossEntropy(label_smoothing=0.2),
+        kd(temperature=3, alpha=0.6),
+        kd(temperature=3, alpha=0.0),
+        kd(temperature=3, alpha=1.0),
+        kd(temperature=3, alpha=0.6, form="blend"),
+        MSE.model_validate({"from": "teacher"}),
+    ],
+    ids=repr,
+)
+def test_gradients(lesson: Lesson) -> None:
+    """Against differences of the loss itself, in float64."""
+    student, teacher, labels = drawn(3, 5)
+    target = None if isinstance(lesson, CrossEntropy) else torch.from_numpy(teacher)
+    right = torch.from_numpy(labels)
+    assert torch.autograd.gradcheck(lambda z: lesson(z, target, right), torch.from_numpy(student).requires_grad_())  # type: ignore[arg-type]
+
+
+def test_the_table_names_each_loss_as_recipes_do() -> None:
+    assert {name: kind.model_fields["loss"].default for name, kind in LOSSES.items()} == {name: name for name in LOSSES}

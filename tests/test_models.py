@@ -1,0 +1,158 @@
+"""The catalogue against the networks that are built, and both against the numbers that the papers print."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdedge.models import catalog
+from kdedge.models.layers import ReLUMaxPool
+from kdedge.models.network import BACKBONES, Network, backbone, build, count_parameters
+
+EVERY_MODEL = [*catalog.MODELS, "mlp-300", "mlp-1"]
+
+
+@pytest.mark.parametrize("name", EVERY_MODEL)
+def test_catalogue_says_what_is_built(name: str) -> None:
+    info = catalog.find(name)
+    assert info is not None
+    network = backbone(name).eval()
+    with torch.no_grad():
+        dense = network(torch.zeros(2, *info.image))
+    assert (tuple(dense.shape), count_parameters(network)) == ((2, info.dense), info.parameters)
+
+
+def test_every_model_of_the_catalogue_can_be_built_and_no_other() -> None:
+    assert BACKBONES.keys() == catalog.MODELS.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("tcn-teacher", 2_380_938),  # Malik et al. 2021, Tables 4 and 6
+        ("kd-student", 94_650),
+        ("mlp-1200", 2_395_210),  # Hinton et al. 2015
+        ("mlp-300", 238_510),  # Khetarpaul et al.
+        ("lenet5", 62_006),  # the CIFAR-10 study
+        ("vgg16-bn", 14_728_266),  # Teaching assistants over TCN
+        ("vgg-student-1", 2_623_146),  # with a head that the paper does not print
+    ],
+)
+def test_printed_parameters_with_head(name: str, parameters: int) -> None:
+    info = catalog.find(name)
+    assert info is not None
+    assert count_parameters(build([name], info.dense, 10)) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("tcn-student-1", 92_080),
+        ("tcn-student-2", 46_376),
+        ("tcn-student-4", 22_168),
+        ("tcn-student-4x", 85_744),
+        ("vgg-student-1", 2_618_016),
+        ("vgg-student-2", 1_239_968),
+        ("vgg-student-4", 600_096),
+        ("vgg-student-8", 242_112),
+    ],
+)
+def test_printed_parameters_of_a_student(name: str, parameters: int) -> None:
+    assert count_parameters(backbone(name)) == parameters
+
+
+@pytest.mark.parametrize(
+    ("models", "dense", "parameters"),
+    [
+        (["tcn-student-2"] * 2, 256, 95_322),  # Malik et al. 2021, Table 6: 95.32k
+        (["tcn-student-4"] * 4, 256, 91_242),  # 91.24k
+        (["tcn-student-4", *["tcn-student-4x"] * 3], 256, 279_400 + 2_570),  # Table 4, "+"
+        (["vgg-student-2"] * 2, 512, 2_485_066),
+        (["vgg-student-4"] * 4, 512, 2_405_514),
+        (["vgg-student-8"] * 8, 512, 1_942_026),
+    ],
+)
+def test_printed_parameters_of_a_group(models: list[str], dense: int, parameters: int) -> None:
+    assert count_parameters(build(models, dense, 10)) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "with_head", "flops"),
+    [
+        ("tcn-teacher", True, 26_464_266),
+        ("kd-student", True, 11_670_090),
+        ("tcn-student-2", False, 6_265_024),
+        ("tcn-student-4", False, 3_135_072),
+    ],
+)
+def test_printed_flops(name: str, with_head: bool, flops: int) -> None:
+    """Malik et al. 2021, Table 6: two for each multiplication, one for each bias and one for each ReLU."""
+    info = catalog.find(name)
+    assert info is not None
+    network = build([name], info.dense, 10) if with_head else backbone(name)
+    assert count_flops(network, torch.zeros(1, *info.image)) == flops
+
+
+def count_flops(network: nn.Module, image: torch.Tensor) -> int:
+    biases_and_relus = 0
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        nonlocal biases_and_relus
+        biases_and_relus += inputs[0].numel() if isinstance(module, ReLUMaxPool) else output.numel()
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.ReLU | ReLUMaxPool):
+            module.register_forward_hook(count)
+    with FlopCounterMode(display=False) as products, torch.no_grad():
+        network(image)
+    return int(products.get_total_flops()) + biases_and_relus
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 24, 24), (1, 2, 7, 5)])
+def test_pooling_before_relu_changes_nothing(shape: tuple[int, ...]) -> None:
+    """Bit for bit and with the same gradient, in both memory formats; the export has the other order."""
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=memory_format)
+        ours, theirs = drawn.clone().requires_grad_(), drawn.clone().requires_grad_()
+        found, expected = ReLUMaxPool()(ours), F.max_pool2d(F.relu(theirs), 2)
+        assert torch.equal(found, expected)
+        found.square().sum().backward()
+        expected.square().sum().backward()
+        assert ours.grad is not None and theirs.grad is not None
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_group_is_its_members_side_by_side_and_one_head() -> None:
+    """Malik et al. 2021, Eq. 4 and 5, computed from the members alone."""
+    torch.manual_seed(0)
+    network = build(["mlp-3", "mlp-5"], 8, 10)
+    images = torch.randn(4, 1, 28, 28)
+    chunks = [member(images) for member in network.members]
+    assert [chunk.shape[1] for chunk in chunks] == [3, 5]
+    dense = torch.cat(chunks, 1)
+    assert torch.equal(network.dense(images), dense)
+    torch.testing.assert_close(network(images), dense @ network.head.weight.T + network.head.bias)
+
+
+def test_students_may_answer_with_negative_numbers_and_the_teacher_may_not() -> None:
+    """The FLOP counts of Table 6 leave no room for a ReLU after a student's last layer."""
+    images = torch.randn(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    assert backbone("tcn-student-4")(images).min() < 0
+    assert backbone("tcn-teacher")(images).min() >= 0
+
+
+def test_network_keeps_the_names_of_its_weights() -> None:
+    """They are in the files of finished stages."""
+    network = Network([nn.Linear(2, 3), nn.Linear(2, 3)], nn.Linear(6, 10))
+    assert sorted(network.state_dict()) == sorted(
+        ["members.0.weight", "members.0.bias", "members.1.weight", "members.1.bias", "head.weight", "head.bias"]
+    )
+
+
+@pytest.mark.parametrize("name", ["mlp-0", "mlp-01", "mlp-65537", "mlp-", "mlp-1e3", "tcn-student-3", "", "MLP-300"])
+def test_other_names_are_no_models(name: str) -> None:
+    assert catalog.find(name) is None

@@ -1,0 +1,61 @@
+"""What has to fit together between the parts of a recipe."""
+
+from __future__ import annotations
+
+import pytest
+from bad_recipes import TCN4, network, problems
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{model: tcn-student-4, count: 3, learns: [{from: t, loss: mse}], head: {from: t}}",
+         "count: 3 does not divide 256, the dense width of 't'; use 1, 2, 4, 8, 16, 32, 64 members"),
+        ("{model: [mlp-64, mlp-64, mlp-64], learns: [{from: t, loss: mse}], head: {from: t}}",
+         "model: 3 does not divide 256, the dense width of 't'; use 1, 2, 4, 8, 16, 32, 64 members"),
+        ("{model: tcn-student-4, count: 2, head: {from: t}}",
+         "model: tcn-student-4 has a dense vector of 64, 't' has 256, which is 128 for each of 2; "
+         "use tcn-student-2, mlp-128; or write count: 4"),
+        ("{model: [tcn-student-2, tcn-student-4], head: {from: t}}",
+         "model[1]: tcn-student-4 has a dense vector of 64, 't' has 256, which is 128 for each of 2; "
+         "use tcn-student-2, mlp-128"),
+        ("{model: mlp-100, learns: [{from: t, loss: mse}], head: {from: t}}",
+         "model: mlp-100 has a dense vector of 100, 't' has 256; "
+         "use tcn-teacher, tcn-student-1, kd-student, mlp-256"),
+        ("{model: [tcn-student-2, tcn-student-4]}",
+         "model: the members' dense vectors are 128, 64 wide; a group's members need one width"),
+    ],
+)  # fmt: skip
+def test_dense_vectors_are_learned_in_equal_chunks(line: str, message: str) -> None:
+    assert network(line) == f"bad.yaml:5: networks.x.{message}"
+
+
+def test_logits_need_a_teacher() -> None:
+    assert network("{model: kd-student, learns: [{from: t, loss: mse}]}") == (
+        "bad.yaml:5: networks.x: nothing teaches its logits; write head: {from: t}, or add a cross_entropy or kd lesson"
+    )
+
+
+def test_every_cycle_is_printed() -> None:
+    text = (
+        "name: a\ndata: {name: mnist}\nnetworks:\n"
+        "  d: {model: kd-student}\n"
+        "  a: {model: kd-student, learns: [{from: d, loss: kd}, {from: b, loss: kd}]}\n"
+        "  b: {model: kd-student, learns: [{from: c, loss: kd}]}\n"
+        "  c: {model: kd-student, head: {from: a}}\n"
+        "  e: {model: kd-student, head: {from: f}}\n"
+        "  f: {model: kd-student, learns: [{from: e, loss: kd}, {from: f, loss: kd}]}\n"
+    )
+    assert problems(text) == [
+        "bad.yaml:5: networks.a.learns[1].from: networks learn from each other in a cycle: a -> b -> c -> a",
+        "bad.yaml:8: networks.e.head.from: networks learn from each other in a cycle: e -> f -> e",
+        "bad.yaml:9: networks.f.learns[1].from: 'f' cannot learn from itself",
+    ]
+
+
+def test_models_see_the_images_of_the_dataset() -> None:
+    assert problems(TCN4.replace("fashion-mnist", "cifar10")) == [
+        f"bad.yaml:{line}: networks.{name}.model: {model} sees 1 x 28 x 28 images, cifar10 has 3 x 32 x 32; "
+        "models for it: lenet5, vgg16-bn, vgg-student-1, vgg-student-2, vgg-student-4, vgg-student-8"
+        for line, name, model in [(5, "teacher", "tcn-teacher"), (8, "students", "tcn-student-4")]
+    ]
