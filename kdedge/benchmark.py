@@ -47,7 +47,10 @@ def bench(
     threads, rounds = threads or settings["threads"], settings["rounds"]
     with lock(run.path), tempfile.TemporaryDirectory(prefix="kdedge-bench-") as folder:
         export = run.path / "export"
-        files = read_manifest(export).files
+        manifest = read_manifest(export)
+        if manifest.stages != {stage.name: stage.key for stage in run.stages}:
+            raise RunError(f"{export} holds other weights than the run has now. Export again: kdedge export {run.path} --int8")
+        files = manifest.files
         data = load_recorded(run.data, data_dir)
 
         say(f"accuracy on {len(data.test_labels):,} test images")

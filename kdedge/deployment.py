@@ -58,6 +58,7 @@ def export(
         for done, piece in enumerate(pieces):
             progress.update("export", done, len(pieces), piece.file_name("fp32"))
             manifest.files += _write(folder, piece, calibration, dataset.info, int8)
+        progress.update("export", len(pieces), len(pieces), f"{len(manifest.files)} files")
         progress.finish()
         store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
         progress.note(f"measuring {len(manifest.files)} files on {len(validation[1]):,} validation images")

@@ -60,6 +60,7 @@ def distill(
     keep_freed_memory()
     with store.lock(run.path), _interruptible() as stop:
         run.write()
+        store.sweep(run.path)
         views = Views(wanted.augment.flip, wanted.augment.shift)
         train, validation = (
             Samples.to(compute, dataset.train_images[part], dataset.train_labels[part], dataset.info, views)

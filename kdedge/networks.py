@@ -27,7 +27,7 @@ def finished_network(run: store.Run, recipe: Recipe, name: str, stage: str) -> N
     """
     folder = run.stage(stage)
     file = folder / "weights.safetensors"
-    weights = store.load_tensors(file, store.read_document(folder / "stage.json").get("weights_sha256"))
+    weights = store.load_tensors(file, store.read_document(folder / "stage.json").get("weights_sha256", "(none)"))
     network = new_network(recipe, name)
     try:
         network.load_state_dict(weights)

@@ -251,19 +251,25 @@ def parse_recipe(text: str, source: str = "<recipe>", overrides: Sequence[str] =
 
 
 def quick(recipe: Recipe) -> Recipe:
-    """The same recipe made small, to try the whole chain in under a minute; its accuracies mean nothing."""
+    """The same recipe made small, to try the whole chain in under a minute; its accuracies mean nothing.
+
+    So its gate is wide: a network that has hardly learned has logits so close that int8 changes their order.
+    """
     networks = {}
     for name, network in recipe.networks.items():
         head = network.head
         if head is not None:
-            head = head.model_copy(update={"fine_tune_epochs": min(head.fine_tune_epochs, 1)})
-        networks[name] = network.model_copy(update={"fit": network.fit.model_copy(update={"epochs": 1}), "head": head})
-    limit = min(recipe.data.limit or 2048, 2048)
-    bench = {"rounds": min(recipe.bench.rounds, 2), "seconds": min(recipe.bench.seconds, 0.1)}
+            head = head.model_copy(update={"fine_tune_epochs": min(head.fine_tune_epochs, QUICK_EPOCHS)})
+        fit = network.fit.model_copy(update={"epochs": min(network.fit.epochs, QUICK_EPOCHS)})
+        networks[name] = network.model_copy(update={"fit": fit, "head": head})
+    limit = min(recipe.data.limit or math.inf, QUICK_IMAGES)
+    bench = {"rounds": min(recipe.bench.rounds, 3), "seconds": min(recipe.bench.seconds, 0.1)}
+    gate = Int8(max_drop_points=max(recipe.deploy.int8.max_drop_points, QUICK_DROP_POINTS))
     return recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update={"limit": limit}),
             "networks": networks,
+            "deploy": recipe.deploy.model_copy(update={"int8": gate}),
             "bench": recipe.bench.model_copy(update=bench),
         }
     )

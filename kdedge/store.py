@@ -151,7 +151,7 @@ def read_document(path: Path) -> dict[str, Any]:
     """A JSON object that kdedge wrote. Raises RunError when it cannot be read as one."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
     if not isinstance(document, dict):
         raise RunError(f"{path} is damaged: expected a JSON object, found {type(document).__name__}")
@@ -214,9 +214,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     A folder that was there before is replaced. Files written by others into the block's folder are flushed as well.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         yield temporary
         temporary.chmod(0o755)
         for file in temporary.rglob("*"):
@@ -232,7 +233,17 @@ def new_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}. What was finished before is kept.") from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(run: Path) -> None:
+    """Remove what killed processes left half-written among stages and targets. Only for whoever holds the lock."""
+    for path in [*run.glob("stages/.*"), *run.glob("targets/.*")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _flush(path: Path) -> None:
@@ -246,8 +257,12 @@ def _flush(path: Path) -> None:
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold the run for this process. The lock goes with the process, so a kill leaves nothing to clean up."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / ".lock").open("w")
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror or error}. Choose another --runs.") from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

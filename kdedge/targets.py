@@ -84,10 +84,11 @@ def compute(network: Network, data: Samples, progress: Progress) -> Cached:
     views, samples, head = data.views.count, len(data), network.head
     dense = torch.empty(views, samples, head.in_features, device=data.images.device)
     logits = torch.empty(views, samples, head.out_features, device=data.images.device)
-    live = Live(network)
-    for done, batch in enumerate(all_views(samples, data.views, BATCH, data.images.device), 1):
+    live, done = Live(network), 0
+    for batch in all_views(samples, data.views, BATCH, data.images.device):
         outputs = live(batch, data.seen(batch.samples, batch.views))
         where = (batch.views, batch.samples)
         dense[where], logits[where] = outputs["dense"], outputs["logits"]
-        progress(min(done * BATCH, views * samples), views * samples)
+        done += len(batch.samples)
+        progress(done, views * samples)
     return Cached(dense, logits)

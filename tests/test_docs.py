@@ -16,12 +16,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def command_lines() -> Iterator[str]:
-    """Lines of code blocks in the README that call kdedge; output that is shown below them does not."""
-    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
-        line = line.strip().removeprefix("$ ")
-        if line.startswith("kdedge "):
-            yield line
+    """Calls of kdedge in the README's code blocks. Where a block marks commands with `$`, its other lines are output."""
+    for block in re.findall(r"^```[^\n]*\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+        lines = [line.strip() for line in block.replace("\\\n", " ").splitlines()]
+        marked = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        yield from (line for line in marked or lines if re.match(r"kdedge [a-z-]", line))
 
 
 @pytest.mark.parametrize("command", main.commands)
@@ -36,7 +35,8 @@ def test_the_readme_shows_how_to_use_it() -> None:
 
 @pytest.mark.parametrize("line", dict.fromkeys(command_lines()))
 def test_a_command_line_in_the_readme_parses(line: str) -> None:
-    name, *arguments = shlex.split(line.replace("[RUN]", "RUN"), comments=True)[1:]
+    plain = re.sub(r"[\[\]]|\.\.\.|\|[\w|]+", "", line)  # of a synopsis: [RUN], [--set KEY=VALUE]..., auto|cpu|cuda
+    name, *arguments = shlex.split(plain, comments=True)[1:]
     if name.startswith("-"):
         assert name in ("--help", "-h", "--version")
         return

@@ -1,0 +1,375 @@
+"""`distill` on real images: stages appear whole, nothing is done twice, and whatever stops it, it ends in the same bytes.
+
+Where a process has to die, a real one does. All of them are forks of one that has imported torch already.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+
+from kdedge import store
+from kdedge.distillation import distill, summary
+from kdedge.errors import Interrupted, KdedgeError, RunError, TrainingError
+from kdedge.progress import Quiet
+from kdedge.recipe import Recipe, parse_recipe, quick
+from kdedge.store import load_tensors, open_run, read_document, sha256
+
+TEACHER, STUDENTS, HEAD = "fit teacher", "fit students", "fine-tune students.head"
+WAIT_S = 60
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["kdedge.distillation", "torch._dynamo"])  # torch's first optimizer imports the latter
+
+
+class Heard(Quiet):
+    """Keeps what it is shown; at report number `at` it sends its own process a signal."""
+
+    def __init__(self, at: int = 0, number: int = signal.SIGKILL) -> None:
+        self.at, self.number = at, number
+        self.notes: list[str] = []
+        self.updates: list[tuple[str, int, int, str]] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def update(self, stage: str, done: int, total: int, detail: str) -> None:
+        self.updates.append((stage, done, total, detail))
+        if len(self.updates) == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+def work(answer: Connection, runs: Path, data_dir: Path, heard: Heard, every_s: float, file_bytes: int, text: str) -> None:
+    """In a process of its own: distil, and answer with "" or the error."""
+    torch.set_num_threads(1)
+    if file_bytes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    try:
+        distill(parse_recipe(text), runs=runs, data_dir=data_dir, device="cpu", checkpoint_every_s=every_s, progress=heard)
+        answer.send("")
+    except KdedgeError as error:
+        answer.send(f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def process(
+    runs: Path, data_dir: Path, heard: Heard | None = None, every_s: float = 0, file_bytes: int = 0, text: str = TINY
+) -> Iterator[tuple[ForkServerProcess, Connection]]:
+    receive, send = FORKS.Pipe(duplex=False)
+    child = FORKS.Process(target=work, args=(send, runs, data_dir, heard or Heard(), every_s, file_bytes, text))
+    child.start()
+    send.close()
+    with receive:
+        try:
+            yield child, receive
+        finally:
+            child.kill()
+            child.join()
+            child.close()
+
+
+def run_alone(runs: Path, data_dir: Path, **how: Any) -> str | None:
+    """What distilling in another process came to: "" when finished, the error, or None when it was killed."""
+    with process(runs, data_dir, **how) as (child, receive):
+        child.join(WAIT_S)
+        if child.exitcode == -signal.SIGKILL:
+            return None
+        assert child.exitcode == 0, f"exit code {child.exitcode}"
+        return str(receive.recv())
+
+
+def trained(runs: Path) -> dict[str, tuple[bytes, list[float]]]:
+    """Weights and losses of every finished stage."""
+    found = {}
+    for folder in (runs / "tiny" / "stages").iterdir():
+        if (folder / "stage.json").is_file() and not folder.name.startswith("."):
+            losses = [epoch["loss"] for epoch in read_document(folder / "stage.json")["history"]]
+            found[folder.name] = ((folder / "weights.safetensors").read_bytes(), losses)
+    return found
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """The runs folder of a TINY that nothing has disturbed. Not to be changed."""
+    runs = tmp_path_factory.mktemp("finished")
+    assert run_alone(runs, data_dir, every_s=1e9) == ""
+    return runs
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return shutil.copytree(finished, tmp_path / "copied")
+
+
+def stage_folder(runs: Path, name: str) -> Path:
+    return open_run(runs / "tiny").stage(name)
+
+
+# What is there in the end
+
+
+def test_a_finished_run_holds_its_stages_and_nothing_half_done(finished: Path) -> None:
+    run = open_run(finished / "tiny")
+    assert [stage.name for stage in run.stages] == [TEACHER, STUDENTS, HEAD]
+    files = [f"{stage.folder}/{name}" for stage in run.stages for name in ("stage.json", "weights.safetensors")]
+    targets = f"targets/{run.stages[0].key[:16]}/outputs.safetensors"
+    assert tree(finished / "tiny") == sorted([".lock", "run.json", targets, *files])
+
+
+def test_run_json_says_what_the_run_is_made_of(finished: Path) -> None:
+    run = open_run(finished / "tiny")
+    assert run.recipe == parse_recipe(TINY).resolved() and not run.quick
+    assert (run.data["name"], run.data["train"], run.data["test"]) == ("fashion-mnist", 540, 200)
+    validation, calibration = set(run.data["validation"]), set(run.data["calibration"])
+    assert (len(validation), len(calibration), validation & calibration) == (100, 60, set())
+    assert torch.__version__.startswith(run.versions["torch"])
+
+
+def test_stage_json_says_how_the_weights_came_to_be(finished: Path) -> None:
+    run = open_run(finished / "tiny")
+    for stage, parameters in zip(run.stages, (22_818, 50_890, 50_890), strict=True):
+        folder = run.stage(stage.name)
+        record = read_document(folder / "stage.json")
+        assert (record["name"], record["key"], record["parameters"]) == (stage.name, stage.key, parameters)
+        assert record["weights_sha256"] == sha256(folder / "weights.safetensors")
+        assert [sorted(epoch) for epoch in record["history"]] == [["loss", "seconds", "validation_accuracy"]] * 2
+
+
+def test_students_get_the_teachers_head_and_fine_tuning_changes_nothing_else(finished: Path) -> None:
+    weights = {name: load_tensors(stage_folder(finished, name) / "weights.safetensors") for name in (TEACHER, STUDENTS, HEAD)}
+    for name in ("head.weight", "head.bias"):
+        assert torch.equal(weights[STUDENTS][name], weights[TEACHER][name])
+        assert not torch.equal(weights[HEAD][name], weights[TEACHER][name])
+    for name in weights[STUDENTS]:
+        assert name.startswith("head.") or torch.equal(weights[STUDENTS][name], weights[HEAD][name])
+
+
+def test_summary_has_each_network_once_as_its_last_stage_left_it(finished: Path) -> None:
+    document = summary(open_run(finished / "tiny"))
+    head = document["stages"][2]["history"][-1]["validation_accuracy"]
+    assert [(network["name"], network["parameters"]) for network in document["networks"]] == [("teacher", 22_818), ("students", 50_890)]
+    assert document["networks"][1]["validation_accuracy"] == head
+    assert document["data"].keys() == {"name", "origin", "fingerprint", "train", "test"}
+    json.dumps(document)
+
+
+# Nothing is done twice
+
+
+def test_a_second_call_does_nothing(copied: Path, data_dir: Path, tiny: Recipe) -> None:
+    before = {path: path.stat() for path in (copied / "tiny").rglob("*") if path.name not in ("run.json", ".lock", "tiny")}
+    heard = Heard()
+    run = distill(tiny, runs=copied, data_dir=data_dir, device="cpu", progress=heard)
+    assert heard.notes == [f"{stage}: finished before" for stage in (TEACHER, STUDENTS, HEAD)] and not heard.updates
+    for path, stat in before.items():
+        assert (path.stat().st_mtime_ns, path.stat().st_ino) == (stat.st_mtime_ns, stat.st_ino)
+    assert run == open_run(copied / "tiny")
+
+
+def test_another_recipe_takes_the_teacher_and_its_outputs_over(copied: Path, data_dir: Path) -> None:
+    heard = Heard()
+    other = parse_recipe(TINY, overrides=["name=other", "networks.students.fit.epochs=3"])
+    run = distill(other, runs=copied, data_dir=data_dir, device="cpu", progress=heard)
+    assert heard.notes == [f"{TEACHER}: taken over from {copied / 'tiny' / run.stages[0].folder}"]
+    assert {stage for stage, *_ in heard.updates} == {STUDENTS, HEAD, "outputs of students"}
+    assert (run.stage(TEACHER) / "weights.safetensors").read_bytes() == trained(copied)[run.stage(TEACHER).name][0]
+    assert run.stages[1].key != open_run(copied / "tiny").stages[1].key
+    shutil.rmtree(copied / "tiny")  # runs do not lean on each other
+    assert summary(run)["networks"]
+
+
+def test_a_deleted_stage_is_made_anew_with_the_same_bytes(copied: Path, finished: Path, data_dir: Path) -> None:
+    shutil.rmtree(stage_folder(copied, STUDENTS))
+    shutil.rmtree(copied / "tiny" / "targets")
+    assert run_alone(copied, data_dir) == ""
+    assert trained(copied) == trained(finished)
+
+
+def test_progress_tells_epoch_loss_speed_and_accuracy(copied: Path, data_dir: Path, tiny: Recipe) -> None:
+    shutil.rmtree(stage_folder(copied, STUDENTS))
+    shutil.rmtree(copied / "tiny" / "targets")
+    heard = Heard()
+    distill(tiny, runs=copied, data_dir=data_dir, device="cpu", progress=heard)
+    outputs = [update for update in heard.updates if update[0] == "outputs of teacher"]
+    assert [done for _, done, *_ in outputs] == [512, 540, 1052, 1080] and outputs[0][3].endswith(" img/s")
+    students = [update for update in heard.updates if update[0] == STUDENTS]
+    assert [(done, total) for _, done, total, _ in students] == [(step, 68) for step in (20, 34, 34, 54, 68, 68)]
+    words = students[-1][3].split()
+    assert (words[0], words[1], words[2], words[5], words[6]) == ("epoch", "2/2", "loss", "img/s", "val")
+    assert words[7].endswith("%") and float(words[3]) > 0 and int(words[4].replace(",", "")) > 0
+
+
+# Kill -9, and run again
+
+
+def test_killed_again_and_again_it_ends_in_the_same_bytes(finished: Path, data_dir: Path, tmp_path: Path) -> None:
+    """At every fifth report: in the middle of an epoch, at its end, while outputs are computed."""
+    for starts in range(1, 20):
+        if (said := run_alone(tmp_path, data_dir, heard=Heard(at=5))) is not None:
+            break
+    assert said == "" and starts > 4
+    assert trained(tmp_path) == trained(finished)
+    assert tree(tmp_path) == tree(finished)
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(finished: Path, data_dir: Path, tmp_path: Path) -> None:
+    moments = random.Random(time.time_ns())
+    began = time.monotonic()
+    assert run_alone(tmp_path / "whole", data_dir) == ""
+    took_s = time.monotonic() - began
+    for _ in range(6):
+        with process(tmp_path / "killed", data_dir) as (child, _receive):
+            child.join(moments.uniform(0, took_s))
+    assert run_alone(tmp_path / "killed", data_dir) == ""
+    assert trained(tmp_path / "killed") == trained(tmp_path / "whole") == trained(finished)
+    assert tree(tmp_path / "killed") == tree(finished)
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("at", "stopped_in", "kept"),
+    [
+        (1, TEACHER, f"'{TEACHER}' up to its last checkpoint"),
+        (3, TEACHER, f"'{TEACHER}' up to its last checkpoint"),  # at the end of an epoch
+        (8, STUDENTS, TEACHER),  # while the teacher's outputs are computed
+        (12, STUDENTS, f"{TEACHER}, '{STUDENTS}' up to its last checkpoint"),
+    ],
+)
+def test_a_stop_says_what_is_kept_and_goes_on_from_there(
+    finished: Path, data_dir: Path, tmp_path: Path, number: signal.Signals, at: int, stopped_in: str, kept: str
+) -> None:
+    said = run_alone(tmp_path, data_dir, heard=Heard(at, number), every_s=1e9)
+    assert said == (
+        f"Interrupted: Stopped in '{stopped_in}'. Kept in {tmp_path / 'tiny'}: {kept}. "
+        "Run the same command again to go on from there."
+    )
+    assert run_alone(tmp_path, data_dir, every_s=1e9) == ""
+    assert trained(tmp_path) == trained(finished)
+    assert tree(tmp_path) == tree(finished)
+
+
+def test_ctrl_c_in_the_terminal(data_dir: Path, tmp_path: Path) -> None:
+    """The command, stopped by a signal in the middle of a long training: exit code 130 and one message."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(TINY)
+    command = [sys.executable, "-c", "from kdedge.cli import main; main()", "distill", str(recipe), "--device", "cpu"]
+    command += ["--runs", str(tmp_path / "runs"), "--data-dir", str(data_dir), "--checkpoint-every", "0"]
+    command += ["--set", "networks.students.fit.epochs=100000", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        deadline = time.monotonic() + WAIT_S
+        while not list(tmp_path.glob("runs/tiny/stages/fit-students-*.checkpoint")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        stdout, stderr = child.communicate(timeout=WAIT_S)
+    assert (child.returncode, stdout) == (Interrupted.exit_code, "")
+    assert "Traceback" not in stderr
+    kept = f"Kept in {tmp_path / 'runs' / 'tiny'}: {TEACHER}, '{STUDENTS}' up to its last checkpoint."
+    assert f"Stopped in '{STUDENTS}'. {kept} Run the same command again" in stderr
+
+
+# A full disk. Weights of the teacher have 91 kB, its checkpoint 280 kB, its outputs 320 kB.
+
+
+@pytest.mark.parametrize(
+    ("file_bytes", "every_s", "left"),
+    [
+        (1000, 1e9, 0),  # not even run.json
+        (50_000, 1e9, 0),
+        (150_000, 0, 0),  # the teacher's first checkpoint
+        (150_000, 1e9, 1),  # its outputs
+    ],
+)
+def test_a_full_disk_loses_nothing_that_was_finished(
+    finished: Path, data_dir: Path, tmp_path: Path, file_bytes: int, every_s: float, left: int
+) -> None:
+    said = run_alone(tmp_path, data_dir, every_s=every_s, file_bytes=file_bytes)
+    assert said is not None and said.startswith("RunError: ")
+    assert "cannot be written: File too large. What was finished before is kept." in said
+    kept = trained(tmp_path) if left else {}
+    assert len(kept) == left and kept.items() <= trained(finished).items()
+    stages = tmp_path / "tiny" / "stages"
+    assert len(list(stages.iterdir()) if stages.is_dir() else []) == left
+    assert not list((tmp_path / "tiny").glob("targets/*"))
+
+    assert run_alone(tmp_path, data_dir) == ""
+    assert trained(tmp_path) == trained(finished)
+    assert tree(tmp_path) == tree(finished)
+
+
+# What is refused
+
+
+def test_a_teacher_that_was_changed_teaches_nobody(copied: Path, finished: Path, data_dir: Path, tiny: Recipe) -> None:
+    """The message says what to do, and that helps."""
+    file = stage_folder(copied, TEACHER) / "weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    shutil.rmtree(stage_folder(copied, STUDENTS))
+    with pytest.raises(RunError, match=r"weights\.safetensors was changed.*Delete its folder and distil again"):
+        distill(tiny, runs=copied, data_dir=data_dir, device="cpu")
+    shutil.rmtree(file.parent)
+    assert run_alone(copied, data_dir) == ""
+    assert trained(copied) == trained(finished)
+
+
+def test_a_loss_that_is_no_number_keeps_the_stages_before_it(copied: Path, finished: Path, data_dir: Path) -> None:
+    too_fast = parse_recipe(TINY, overrides=["networks.students.fit={batch_size: 16, lr: 1e+30, schedule: constant}"])
+    with pytest.raises(TrainingError, match=r"at step 2 of 340 \(epoch 1\), learning rate 1e\+30\."):
+        distill(too_fast, runs=copied, data_dir=data_dir, device="cpu")
+    assert trained(copied) == trained(finished)
+    with pytest.raises(RunError, match=f"stage '{STUDENTS}' is not finished"):
+        summary(open_run(copied / "tiny"))
+
+
+def test_a_run_in_use_is_left_alone(copied: Path, data_dir: Path, tiny: Recipe) -> None:
+    before = (copied / "tiny" / "run.json").stat().st_mtime_ns
+    with store.lock(copied / "tiny"), pytest.raises(RunError, match="is in use by another kdedge process"):
+        distill(tiny, runs=copied, data_dir=data_dir, device="cpu")
+    assert (copied / "tiny" / "run.json").stat().st_mtime_ns == before
+
+
+def test_signals_are_as_before_afterwards(copied: Path, data_dir: Path, tiny: Recipe) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    distill(tiny, runs=copied, data_dir=data_dir, device="cpu")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_without_a_gpu_is_refused(tmp_path: Path, data_dir: Path, tiny: Recipe) -> None:
+    with pytest.raises(KdedgeError, match="--device cuda: torch finds no usable GPU here. Use --device cpu"):
+        distill(tiny, runs=tmp_path, data_dir=data_dir, device="cuda")
+
+
+def test_a_quick_run_is_that_of_the_recipe_made_small_and_says_so(tmp_path: Path, data_dir: Path) -> None:
+    recipe = parse_recipe(TINY, overrides=["networks.teacher.fit.epochs=1000", "data.limit=200"])
+    run = distill(recipe, runs=tmp_path, data_dir=data_dir, device="cpu", quick=True)
+    assert run.quick and open_run(tmp_path / "tiny").quick
+    assert run.recipe == quick(recipe).resolved() and run.data["train"] == 200
+    epochs = quick(recipe).networks["teacher"].fit.epochs
+    assert len(summary(run)["stages"][0]["history"]) == epochs < 10

@@ -1,0 +1,92 @@
+"""Networks of a recipe: drawn by seed and name, or read from a finished stage, which must be as it was committed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from kdedge.errors import RunError
+from kdedge.models.network import Network
+from kdedge.networks import finished_network, new_network
+from kdedge.recipe import Recipe, parse_recipe
+from kdedge.store import Run, StageRecord, save_tensors, sha256, write_json
+
+STAGE = "fit teacher"
+
+
+def weights(network: Network) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in network.state_dict().items()}
+
+
+def finished(recipe: Recipe, folder: Path) -> tuple[Run, Path]:
+    """A run whose teacher is finished, and the stage's folder."""
+    stages = [StageRecord(name=STAGE, network="teacher", key="k", folder="stages/fit-teacher-k")]
+    run = Run(name="tiny", quick=False, recipe=recipe.resolved(), data={}, stages=stages, versions={}, path=folder)
+    stage = folder / "stages" / "fit-teacher-k"
+    save_tensors(stage / "weights.safetensors", new_network(recipe, "teacher").state_dict())
+    write_json(stage / "stage.json", {"weights_sha256": sha256(stage / "weights.safetensors")})
+    return run, stage
+
+
+def test_weights_depend_on_seed_and_name_and_nothing_else(tiny: Recipe) -> None:
+    first = weights(new_network(tiny, "teacher"))
+    torch.rand(3)
+    new_network(tiny, "students")
+    assert weights(new_network(tiny, "teacher")) == first
+    other_seed = weights(new_network(parse_recipe(TINY, overrides=["seed=1"]), "teacher"))
+    renamed = weights(new_network(parse_recipe(TINY.replace("teacher", "tutor")), "tutor"))
+    assert not set(other_seed.values()) & set(first.values())
+    assert not set(renamed.values()) & set(first.values())
+
+
+def test_members_of_a_group_differ(tiny: Recipe) -> None:
+    first, second = new_network(tiny, "students").members
+    assert not torch.equal(first[1].weight, second[1].weight)  # type: ignore[index]
+
+
+def test_convolutions_are_channels_last(tiny: Recipe) -> None:
+    convolution = new_network(tiny, "teacher").members[0][2]  # type: ignore[index]
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_finished_network_is_as_it_was_and_ready_to_use(tiny: Recipe, tmp_path: Path) -> None:
+    run, _ = finished(tiny, tmp_path)
+    network = finished_network(run, tiny, "teacher", STAGE)
+    assert weights(network) == weights(new_network(tiny, "teacher"))
+    assert not network.training
+
+
+def test_weights_of_another_hash_are_refused(tiny: Recipe, tmp_path: Path) -> None:
+    run, stage = finished(tiny, tmp_path)
+    file = stage / "weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(RunError, match=r"weights\.safetensors was changed: expected SHA-256 .*distil again"):
+        finished_network(run, tiny, "teacher", STAGE)
+
+
+def test_weights_without_a_hash_are_refused(tiny: Recipe, tmp_path: Path) -> None:
+    run, stage = finished(tiny, tmp_path)
+    write_json(stage / "stage.json", {})
+    with pytest.raises(RunError, match=r"weights\.safetensors was changed"):
+        finished_network(run, tiny, "teacher", STAGE)
+
+
+def test_weights_of_another_network_are_refused(tiny: Recipe, tmp_path: Path) -> None:
+    run, _ = finished(tiny, tmp_path)
+    with pytest.raises(RunError, match=r"weights\.safetensors does not fit network 'students'"):
+        finished_network(run, tiny, "students", STAGE)
+
+
+def test_missing_weights_and_unfinished_stages_are_refused(tiny: Recipe, tmp_path: Path) -> None:
+    run, stage = finished(tiny, tmp_path)
+    (stage / "weights.safetensors").unlink()
+    with pytest.raises(RunError, match=r"weights\.safetensors is missing"):
+        finished_network(run, tiny, "teacher", STAGE)
+    (stage / "stage.json").unlink()
+    with pytest.raises(RunError, match="stage 'fit teacher' is not finished"):
+        finished_network(run, tiny, "teacher", STAGE)

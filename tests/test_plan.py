@@ -1,0 +1,177 @@
+"""Stages: which there are, in which order, and what changes their keys and what does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from kdedge.data.load import load
+from kdedge.data.splits import split
+from kdedge.plan import describe, in_order, parameters, plan
+from kdedge.recipe import Recipe, parse_recipe
+
+TEACHER, STUDENTS, HEAD = "fit teacher", "fit students", "fine-tune students.head"
+ALL = {TEACHER, STUDENTS, HEAD}
+
+# An assistant between teacher and students, and a network that has to do with none of them.
+CHAIN = """
+name: chain
+data: {name: fashion-mnist}
+networks:
+  students:
+    model: mlp-32
+    count: 2
+    learns: [{from: assistant, loss: mse}, {from: teacher, loss: kd, weight: 0.5}]
+    head: {from: assistant}
+  other: {model: mlp-10}
+  assistant: {model: mlp-64, learns: [{from: teacher, loss: mse}], head: {from: teacher, fine_tune_epochs: 1}}
+  teacher: {model: tcn-student-4}
+"""
+
+
+def keys(*overrides: str, data: str = "d", text: str = TINY) -> dict[str, str]:
+    return {stage.name: stage.key for stage in plan(parse_recipe(text, overrides=overrides), data)}
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_stages_are_in_order_with_their_parents() -> None:
+    found = [(stage.name, stage.kind, stage.network, stage.parents) for stage in plan(parse_recipe(TINY), "d")]
+    assert found == [
+        (TEACHER, "fit", "teacher", ()),
+        (STUDENTS, "fit", "students", (TEACHER,)),
+        (HEAD, "fine-tune", "students", (STUDENTS,)),
+    ]
+
+
+def test_who_learns_from_a_network_learns_from_its_last_stage() -> None:
+    found = [(stage.name, stage.parents) for stage in plan(parse_recipe(CHAIN), "d")]
+    assert found == [
+        ("fit teacher", ()),
+        ("fit assistant", ("fit teacher",)),
+        ("fine-tune assistant.head", ("fit assistant",)),
+        ("fit students", ("fine-tune assistant.head", "fit teacher")),
+        ("fit other", ()),
+    ]
+    assert in_order(parse_recipe(CHAIN)) == ["teacher", "assistant", "students", "other"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=1", ALL),
+        ("data.augment.flip=false", ALL),
+        ("data.augment.shift=1", ALL),
+        ("networks.teacher.fit.epochs=3", ALL),
+        ("networks.teacher.fit.weight_decay=0.1", ALL),
+        ("networks.students.fit.epochs=3", {STUDENTS, HEAD}),
+        ("networks.students.fit.lr=0.01", {STUDENTS, HEAD}),
+        ("networks.students.fit.batch_size=8", {STUDENTS, HEAD}),
+        ("networks.students.fit.optimizer=sgd", {STUDENTS, HEAD}),
+        ("networks.students.learns[0].weight=2", {STUDENTS, HEAD}),
+        ("networks.students.learns=[{from: teacher, loss: kd}]", {STUDENTS, HEAD}),
+        ("networks.students.head.fine_tune_epochs=3", {HEAD}),
+        ("networks.students.head.fine_tune_lr=0.1", {HEAD}),
+        # What the weights do not depend on:
+        ("name=another", set()),
+        ("deploy.int8.max_drop_points=5", set()),
+        ("bench.threads=2", set()),
+        ("bench.seconds=3", set()),
+        # Defaults written out:
+        ("networks.teacher.fit.lr=1e-3", set()),
+        ("networks.students.learns[0].weight=1", set()),
+        ("networks.teacher.learns=[{loss: cross_entropy, label_smoothing: 0}]", set()),
+        # These speak through the fingerprint of data and splits:
+        ("data.split_seed=1", set()),
+        ("data.limit=100", set()),
+    ],
+)
+def test_what_changes_a_key(override: str, expected: set[str]) -> None:
+    assert changed(keys(), keys(override)) == expected
+
+
+def test_another_model_changes_the_keys() -> None:
+    before, after = keys(), keys("networks.students.model=mlp-16", "networks.students.count=4")
+    assert changed(before, after) == {STUDENTS, HEAD}
+
+
+def test_other_data_change_every_key() -> None:
+    assert changed(keys(data="d"), keys(data="e")) == ALL
+
+
+def test_the_order_of_the_networks_changes_no_key() -> None:
+    recipe = parse_recipe(CHAIN)
+    turned = recipe.model_copy(update={"networks": dict(reversed(recipe.networks.items()))})
+    assert {stage.name: stage.key for stage in plan(turned, "d")} == keys(text=CHAIN)
+
+
+def test_a_network_that_is_added_changes_no_other_key() -> None:
+    before = keys()
+    after = keys(text=TINY + "  other: {model: mlp-10}\n")
+    assert after.items() > before.items() and after.keys() - before.keys() == {"fit other"}
+
+
+def test_equal_networks_of_two_names_are_two_draws() -> None:
+    found = keys(text="name: x\ndata: {name: mnist}\nnetworks: {a: {model: mlp-10}, b: {model: mlp-10}}")
+    assert found["fit a"] != found["fit b"]
+
+
+def test_folders_name_the_stage_and_its_key() -> None:
+    for stage in plan(parse_recipe(TINY), "d"):
+        assert stage.folder == f"stages/{stage.name.replace(' ', '-')}-{stage.key[:16]}"
+        assert len(stage.key) == 64 and set(stage.key) <= set("0123456789abcdef")
+    assert plan(parse_recipe(TINY), "d")[2].folder.startswith("stages/fine-tune-students.head-")
+
+
+def test_keys_are_the_same_in_every_process_and_need_no_torch(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(CHAIN)
+    code = (
+        "import json, sys\n"
+        "from kdedge.plan import plan\n"
+        "from kdedge.recipe import load_recipe\n"
+        "stages = plan(load_recipe(sys.argv[1]), 'd')\n"
+        "heavy = [name for name in ('torch', 'torchvision', 'onnx', 'onnxruntime', 'numpy') if name in sys.modules]\n"
+        "print(json.dumps([{stage.name: stage.key for stage in stages}, heavy]))\n"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    process = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, env=environment, check=True)
+    assert json.loads(process.stdout) == [keys(text=CHAIN), []]
+
+
+def test_parameters_are_those_of_members_and_head() -> None:
+    recipe = parse_recipe(
+        "name: tcn4\ndata: {name: fashion-mnist}\nnetworks:\n"
+        "  teacher: {model: tcn-teacher}\n"
+        "  students: {model: tcn-student-4, count: 4, learns: [{from: teacher, loss: mse}], head: {from: teacher}}\n"
+    )
+    assert (parameters(recipe, "teacher"), parameters(recipe, "students")) == (2_380_938, 91_242)
+
+
+def test_describe_shows_keys_and_what_is_finished(tiny: Recipe, data_dir: Path, tmp_path: Path) -> None:
+    data = load("fashion-mnist", data_dir)
+    stages = plan(tiny, f"{data.fingerprint}/{split(700, 0, 100, 60).fingerprint}")
+    (tmp_path / "tiny" / stages[0].folder).mkdir(parents=True)
+    found = describe(tiny, tmp_path, data_dir)
+    assert [(stage["name"], stage["key"], stage["finished"]) for stage in found["stages"]] == [
+        (stage.name, stage.key, stage is stages[0]) for stage in stages
+    ]
+    assert found["note"] is None and found["recipe"] == tiny.resolved()
+    assert found["parameters"] == {"teacher": 22_818, "students": 50_890}
+    json.dumps(found)
+
+
+def test_describe_without_the_data_has_no_keys(tiny: Recipe, tmp_path: Path) -> None:
+    found = describe(tiny, tmp_path, tmp_path / "nowhere")
+    assert [stage["name"] for stage in found["stages"]] == [TEACHER, STUDENTS, HEAD]
+    assert {(stage["key"], stage["finished"]) for stage in found["stages"]} == {(None, False)}
+    assert "nowhere" in found["note"]
