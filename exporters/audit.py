@@ -30,7 +30,9 @@ def float_nodes(path: Path) -> list[str]:
     for node in graph.node:
         fused = node.op_type.startswith("QLinear") or node.op_type == "QGemm"
         # QGemm without an output zero point (input 8) gives float.
-        gives_integer = node.op_type == "QuantizeLinear" or (fused and not (node.op_type == "QGemm" and len(node.input) < 9))
+        gives_integer = node.op_type == "QuantizeLinear" or (
+            fused and not (node.op_type == "QGemm" and len(node.input) < 9)
+        )
         if not fused and node.op_type not in _CHANGES:
             gives_integer = node.input[0] in integer
             if not gives_integer:

@@ -82,7 +82,11 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
 def clean(model: Any) -> onnx.ModelProto:
     """The graph of an onnx_ir model without what the exporter noted about itself: source paths, line numbers, versions."""
     ClearMetadataAndDocStringPass()(model)
-    values = [*model.graph.inputs, *model.graph.initializers.values(), *(out for node in model.graph for out in node.outputs)]
+    values = [
+        *model.graph.inputs,
+        *model.graph.initializers.values(),
+        *(out for node in model.graph for out in node.outputs),
+    ]
     for value in values:
         value.metadata_props.clear()
     model.graph.metadata_props.clear()
@@ -99,7 +103,9 @@ def from_pixels(graph: onnx.ModelProto, pixels: PixelScale, shape: tuple[int, in
     """
     graph = copy.deepcopy(graph)
     inner = graph.graph.input[0].name
-    graph.graph.node.insert(0, helper.make_node("DequantizeLinear", ["image", "pixel_scale", "pixel_mean"], [inner], "normalise"))
+    graph.graph.node.insert(
+        0, helper.make_node("DequantizeLinear", ["image", "pixel_scale", "pixel_mean"], [inner], "normalise")
+    )
     graph.graph.initializer.extend(
         [
             numpy_helper.from_array(np.array(pixels.scale, np.float32), "pixel_scale"),

@@ -6,7 +6,6 @@ Activations are uint8, weights int8 by channel in the reduced 7-bit range: CPUs 
 
 from __future__ import annotations
 
-import copy
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from exporters.float32 import PixelScale
@@ -25,7 +24,9 @@ CALIBRATION_BATCH = 64  # samples; onnxruntime holds the activations of one batc
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, name: str, samples: NDArray[np.float32]) -> None:
-        self._batches: Iterator[NDArray[np.float32]] = iter(np.split(samples, range(CALIBRATION_BATCH, len(samples), CALIBRATION_BATCH)))
+        self._batches: Iterator[NDArray[np.float32]] = iter(
+            np.split(samples, range(CALIBRATION_BATCH, len(samples), CALIBRATION_BATCH))
+        )
         self._name = name
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
@@ -83,7 +84,9 @@ def _not_about_preprocessing(record: logging.LogRecord) -> bool:
 def _take_pixels(model: onnx.ModelProto, shape: tuple[int, int, int]) -> None:
     """Drop the first QuantizeLinear: with its own scale and zero point the pixels are what it would give."""
     graph = model.graph
-    first = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == graph.input[0].name)
+    first = next(
+        node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == graph.input[0].name
+    )
     for node in graph.node:
         node.input[:] = ["image" if name == first.output[0] else name for name in node.input]
     graph.node.remove(first)

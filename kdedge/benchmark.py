@@ -16,7 +16,7 @@ from kdedge import devices
 from kdedge.bench_report import BenchReport, BenchRow, rows_for_print, sentences, speedup
 from kdedge.data.load import load_recorded
 from kdedge.devices import ColdAnswer, LatencyAnswer
-from kdedge.errors import DeviceError
+from kdedge.errors import DeviceError, RunError
 from kdedge.statistics import quantile, quantile_interval
 from kdedge.store import ExportedFile, Run, check_file, lock, open_run, read_manifest, write_json
 from kdedge.validate import job_file, job_path, measure, put_array
@@ -49,7 +49,9 @@ def bench(
         export = run.path / "export"
         manifest = read_manifest(export)
         if manifest.stages != {stage.name: stage.key for stage in run.stages}:
-            raise RunError(f"{export} holds other weights than the run has now. Export again: kdedge export {run.path} --int8")
+            raise RunError(
+                f"{export} holds other weights than the run has now. Export again: kdedge export {run.path} --int8"
+            )
         files = manifest.files
         data = load_recorded(run.data, data_dir)
 

@@ -18,14 +18,22 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 RUNS = click.option(
-    "--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True, help="Folder of all runs."
+    "--runs",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder of all runs.",
 )
 DATA_DIR = click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Folder that holds <dataset>/ (or set KDEDGE_DATA)."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else there.")
 SET = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe, e.g. networks.teacher.fit.epochs=2."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change the recipe, e.g. networks.teacher.fit.epochs=2.",
 )
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 RUN = click.argument("run", type=click.Path(path_type=Path), required=False)
@@ -93,7 +101,9 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @RUNS
 @DATA_DIR
 @JSON
-def plan(recipe: Path, full: bool, overrides: tuple[str, ...], runs: Path, data_dir: Path | None, as_json: bool) -> None:
+def plan(
+    recipe: Path, full: bool, overrides: tuple[str, ...], runs: Path, data_dir: Path | None, as_json: bool
+) -> None:
     """Show what `distill` would do, stage by stage, and what is done already."""
     from kdedge.plan import describe
     from kdedge.recipe import load_recipe
@@ -126,11 +136,20 @@ def schema() -> None:
 @RECIPE
 @RUNS
 @SET
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train.")
-@DATA_DIR
-@click.option("--quick", is_flag=True, help="A small subset and few steps, to try the chain; the accuracies mean nothing.")
 @click.option(
-    "--checkpoint-every", type=click.FloatRange(min=0), default=30.0, show_default=True, metavar="SECONDS", help="How much work a kill may cost."
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
+)
+@DATA_DIR
+@click.option(
+    "--quick", is_flag=True, help="A small subset and few steps, to try the chain; the accuracies mean nothing."
+)
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How much work a kill may cost.",
 )
 @JSON
 def distill(
@@ -168,7 +187,9 @@ def distill(
         _print_json(document)
         return
     for network in document["networks"]:
-        click.echo(f"{network['name']}: {network['validation_accuracy']:.2f}% on validation, {network['parameters']:,} parameters")
+        click.echo(
+            f"{network['name']}: {network['validation_accuracy']:.2f}% on validation, {network['parameters']:,} parameters"
+        )
     click.echo(f"Finished: {run.path}. Next: kdedge export {run.path} --int8")
 
 
@@ -236,7 +257,10 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     """Columns as wide as they need to be; the first to the left, numbers to the right."""
     widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
     for line in [header, *rows]:
-        cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        cells = [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
         click.echo("  ".join(cells).rstrip())
 
 

@@ -40,7 +40,9 @@ def export(
     progress = progress or Quiet()
     run = run if isinstance(run, Run) else store.open_run(Path(run))
     recipe = Recipe.parse(run.recipe, str(run.path / "run.json"))
-    networks = [(name, role, finished_network(run, recipe, name, _last_stage(run, name))) for name, role in roles(recipe)]
+    networks = [
+        (name, role, finished_network(run, recipe, name, _last_stage(run, name))) for name, role in roles(recipe)
+    ]
     dataset = load_recorded(run.data, data_dir)
     calibration = torch.from_numpy(dataset.train_images[run.data["calibration"]])
     validation = dataset.train_images[run.data["validation"]], dataset.train_labels[run.data["validation"]]
@@ -79,7 +81,9 @@ def export(
 def roles(recipe: Recipe) -> list[tuple[str, Role]]:
     """What is exported: networks that others learn from are teachers, what nobody learns from is merged and shipped."""
     taught_from = {source for network in recipe.networks.values() for source in network.sources}
-    return [(name, "teacher" if name in taught_from or len(recipe.networks) == 1 else "merged") for name in recipe.networks]
+    return [
+        (name, "teacher" if name in taught_from or len(recipe.networks) == 1 else "merged") for name in recipe.networks
+    ]
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,9 @@ def _write(folder: Path, piece: _Piece, images: Tensor, info: DatasetInfo, int8:
         raise RunError(f"{piece.network} ({piece.role}) cannot be exported: {error}") from None
 
 
-def _describe(path: Path, piece: _Piece, precision: Precision, graph: onnx.ModelProto, **measured: object) -> ExportedFile:
+def _describe(
+    path: Path, piece: _Piece, precision: Precision, graph: onnx.ModelProto, **measured: object
+) -> ExportedFile:
     return ExportedFile(
         network=piece.network,
         role=piece.role,

@@ -189,9 +189,7 @@ def _outputs(work: Work, network: Network, name: str, folder: Path, epochs: int)
     return targets(network, work.train, folder, epochs=epochs, progress=watch)
 
 
-def _describe(
-    path: Path, recipe: Recipe, quick: bool, dataset: Dataset, cut: Splits, stages: list[Stage]
-) -> store.Run:
+def _describe(path: Path, recipe: Recipe, quick: bool, dataset: Dataset, cut: Splits, stages: list[Stage]) -> store.Run:
     data = {
         "name": dataset.name,
         "origin": dataset.origin,
@@ -206,7 +204,10 @@ def _describe(
         quick=quick,
         recipe=recipe.resolved(),
         data=data,
-        stages=[store.StageRecord(name=stage.name, network=stage.network, key=stage.key, folder=stage.folder) for stage in stages],
+        stages=[
+            store.StageRecord(name=stage.name, network=stage.network, key=stage.key, folder=stage.folder)
+            for stage in stages
+        ],
         versions={
             "python": platform.python_version(),
             **{package: version(package) for package in ("kdedge", "torch", "numpy")},
@@ -237,7 +238,9 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         if not torch.cuda.is_available():
-            raise KdedgeError("--device cuda: torch finds no usable GPU here. Use --device cpu, or auto to take what there is.")
+            raise KdedgeError(
+                "--device cuda: torch finds no usable GPU here. Use --device cpu, or auto to take what there is."
+            )
         # Resuming promises the same bytes; cuBLAS keeps it only with a fixed workspace.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -124,9 +124,7 @@ def fit(
     return state.history
 
 
-def objective(
-    network: Network, taught: Taught, data: Samples, batch: Batch, frozen: Targets | None = None
-) -> Tensor:
+def objective(network: Network, taught: Taught, data: Samples, batch: Batch, frozen: Targets | None = None) -> Tensor:
     """Weighted sum of the lessons on one batch, a scalar. A live teacher runs once, for all siblings and lessons."""
     sources = {id(source): source for _, source in taught if source is not None}
     labels = data.labels[batch.samples]
@@ -136,13 +134,17 @@ def objective(
     known = {number: source(batch, images) for number, source in sources.items()}
     # bf16 where the hardware multiplies it; everything after the network is float32 again.
     with torch.autocast("cuda", torch.bfloat16, enabled=labels.is_cuda and torch.cuda.is_bf16_supported()):
-        dense = frozen(batch, images)["dense"] if frozen is not None else network.dense(images)
+        if frozen is not None:
+            dense = frozen(batch, images)["dense"]
+        else:
+            assert images is not None
+            dense = network.dense(images)
         outputs = {"dense": dense}
         if any(lesson.what == "logits" for lesson, _ in taught):
             outputs["logits"] = network.head(dense)
     total = labels.new_zeros((), dtype=torch.float32)
     for lesson, source in taught:
-        target = None if source is None else known[id(source)][lesson.what]
+        target = labels if source is None else known[id(source)][lesson.what]
         total = total + lesson.weight * lesson(outputs[lesson.what].float(), target, labels)
     return total
 
@@ -152,7 +154,9 @@ def accuracy(network: Network, data: Samples) -> float:
     network.eval()
     right = torch.zeros((), dtype=torch.int64, device=data.images.device)
     with torch.no_grad():
-        for images, labels in zip(data.images.split(VALIDATION_BATCH), data.labels.split(VALIDATION_BATCH), strict=True):
+        for images, labels in zip(
+            torch.split(data.images, VALIDATION_BATCH), torch.split(data.labels, VALIDATION_BATCH), strict=True
+        ):
             right += (network(normalise(images, data.info)).argmax(1) == labels).sum()
     return 100 * right.item() / len(data)
 
@@ -179,7 +183,12 @@ def _optimizer(learning: nn.Module, settings: Fit) -> torch.optim.Optimizer:
     if settings.optimizer == "sgd":
         nesterov = settings.momentum > 0
         return torch.optim.SGD(
-            parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=nesterov, fused=True
+            parameters,
+            settings.lr,
+            settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=nesterov,
+            fused=True,
         )
     return torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay, fused=True)
 
@@ -193,7 +202,9 @@ def _read(pending: list[Tensor], state: _State, settings: Fit, steps: int, check
     values = torch.stack(pending).tolist()
     for step, value in enumerate(values, state.step - len(values)):
         if not math.isfinite(value):
-            kept = f"The last good checkpoint is {checkpoint}." if checkpoint.is_file() else "No checkpoint was made yet."
+            kept = (
+                f"The last good checkpoint is {checkpoint}." if checkpoint.is_file() else "No checkpoint was made yet."
+            )
             raise TrainingError(
                 f"The loss became {value} at step {step + 1} of {steps} (epoch {step * settings.epochs // steps + 1}), "
                 f"learning rate {lr_at(settings, step, steps):.3g}. {kept} Try a lower `lr`, or a `warmup`."

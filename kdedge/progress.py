@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 LINE_EVERY_S = 10.0
 
@@ -25,7 +28,9 @@ class Quiet:
     def __enter__(self) -> Quiet:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.finish()
 
 
@@ -47,7 +52,9 @@ class Lines(Quiet):
         if stage != self._stage:
             self.finish()
             self._stage, self._began, self._shown = stage, now, now
-        self._latest = f"{stage}: {100 * done // total:3d}%  {detail}  {_clock(_left(now - self._began, done, total))} left"
+        self._latest = (
+            f"{stage}: {100 * done // total:3d}%  {detail}  {_clock(_left(now - self._began, done, total))} left"
+        )
         if now - self._shown >= LINE_EVERY_S:
             print(self._latest, file=self._stream, flush=True)
             self._shown = now
@@ -76,7 +83,7 @@ class Bars(Quiet):
             console=Console(stderr=True),
         )
         self._stage = ""
-        self._task: int | None = None
+        self._task: TaskID | None = None
 
     def note(self, text: str) -> None:
         self.finish()

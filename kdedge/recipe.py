@@ -7,6 +7,7 @@ recipe_rules.py.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -248,6 +249,9 @@ def parse_recipe(text: str, source: str = "<recipe>", overrides: Sequence[str] =
     for setting in overrides if isinstance(document.value, dict) else ():
         assign(document, setting, lambda path: keys(_class_at(path)))
     return _build(document, source)
+
+
+QUICK_IMAGES, QUICK_EPOCHS, QUICK_DROP_POINTS = 2048, 3, 5.0
 
 
 def quick(recipe: Recipe) -> Recipe:

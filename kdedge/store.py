@@ -57,7 +57,9 @@ class ExportedFile(BaseModel):
     parameters: int
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
-    difference_to_torch: float | None = None  # of fp32: largest absolute difference of an output on the calibration images
+    difference_to_torch: float | None = (
+        None  # of fp32: largest absolute difference of an output on the calibration images
+    )
     float_nodes: list[str] | None = None  # of int8: nodes that onnxruntime still computes in float
 
 
@@ -143,7 +145,9 @@ def check_file(export: Path, file: ExportedFile) -> Path:
         raise RunError(f"{path} is missing, though the manifest lists it. Export again.")
     found = sha256(path)
     if found != file.sha256:
-        raise RunError(f"{path} was changed: the manifest says SHA-256 {file.sha256}, the file has {found}. Export again.")
+        raise RunError(
+            f"{path} was changed: the manifest says SHA-256 {file.sha256}, the file has {found}. Export again."
+        )
     return path
 
 
@@ -202,7 +206,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}. What was finished before is kept.") from None
+        raise RunError(
+            f"{path} cannot be written: {error.strerror or error}. What was finished before is kept."
+        ) from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -231,7 +237,9 @@ def new_folder(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         _flush(path.parent)
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}. What was finished before is kept.") from None
+        raise RunError(
+            f"{path} cannot be written: {error.strerror or error}. What was finished before is kept."
+        ) from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -266,7 +274,9 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"{folder} is in use by another kdedge process. Wait for it, or choose another --runs.") from None
+            raise RunError(
+                f"{folder} is in use by another kdedge process. Wait for it, or choose another --runs."
+            ) from None
         yield
 
 
@@ -285,7 +295,9 @@ def load_tensors(path: Path, digest: str | None = None) -> dict[str, Tensor]:
     if not path.is_file():
         raise RunError(f"{path} is missing. Delete its folder and run `kdedge distill` again to make it anew.")
     if digest is not None and (found := sha256(path)) != digest:
-        raise RunError(f"{path} was changed: expected SHA-256 {digest}, found {found}. Delete its folder and distil again.")
+        raise RunError(
+            f"{path} was changed: expected SHA-256 {digest}, found {found}. Delete its folder and distil again."
+        )
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -52,7 +52,10 @@ def tiny() -> Recipe:
 
 
 def _real(split: str, count: int) -> tuple[bytes, bytes]:
-    with gzip.open(REAL / f"{split}-images-idx3-ubyte.gz") as images, gzip.open(REAL / f"{split}-labels-idx1-ubyte.gz") as labels:
+    with (
+        gzip.open(REAL / f"{split}-images-idx3-ubyte.gz") as images,
+        gzip.open(REAL / f"{split}-labels-idx1-ubyte.gz") as labels,
+    ):
         images.read(16), labels.read(8)
         return images.read(count * 784), labels.read(count)
 

@@ -105,7 +105,9 @@ def test_files_and_functions_stay_short() -> None:
     wrong = []
     for file, text in sources():
         if (lines := len(text.splitlines())) > MAX_FILE_LINES:
-            wrong.append(f"{file}:{MAX_FILE_LINES + 1}: the file has {lines} lines, at most {MAX_FILE_LINES} are allowed")
+            wrong.append(
+                f"{file}:{MAX_FILE_LINES + 1}: the file has {lines} lines, at most {MAX_FILE_LINES} are allowed"
+            )
         for node in ast.walk(ast.parse(text)):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or f"{file}:{node.name}" in STORIES:
                 continue

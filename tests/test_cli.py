@@ -165,8 +165,9 @@ def test_plan_full_writes_every_default_out(data: Path) -> None:
     done = kdedge("plan", "good.yaml", "--full", "--data-dir", str(data))
     recipe, _, stages = done.stdout.partition("\n\n")
     Path("full.yaml").write_text(recipe)
-    assert document(kdedge("plan", "full.yaml", "--json", "--data-dir", str(data)))["recipe"] == (
-        document(kdedge("plan", "good.yaml", "--json", "--data-dir", str(data)))["recipe"]
+    assert (
+        document(kdedge("plan", "full.yaml", "--json", "--data-dir", str(data)))["recipe"]
+        == (document(kdedge("plan", "good.yaml", "--json", "--data-dir", str(data)))["recipe"])
     )
     assert "temperature: 4.0" in recipe and "rounds: 5" in recipe
     assert stages.startswith("fit teacher")
@@ -182,7 +183,9 @@ def test_distill_says_how_to_go_on_and_repeats_nothing(finished: Path, data: Pat
     runs = shutil.copytree(finished, tmp_path / "runs")
     done = kdedge("distill", "good.yaml", "--data-dir", str(data))
     assert done.exit_code == 0
-    assert done.stdout.splitlines()[-1] == f"Finished: {Path('runs/good')}. Next: kdedge export {Path('runs/good')} --int8"
+    assert (
+        done.stdout.splitlines()[-1] == f"Finished: {Path('runs/good')}. Next: kdedge export {Path('runs/good')} --int8"
+    )
     assert "fit teacher: finished before" in done.stderr and "fit student: finished before" in done.stderr
 
     told = document(kdedge("distill", "good.yaml", "--data-dir", str(data), "--json"))
@@ -222,7 +225,11 @@ def test_without_a_name_the_newest_run_is_taken(command: str) -> None:
     [
         (["export"], 1, "Error: No run in runs/. Make one with `kdedge distill RECIPE`, or name the run's folder.\n"),
         (["bench"], 1, "Error: No run in runs/. Make one with `kdedge distill RECIPE`, or name the run's folder.\n"),
-        (["export", "there"], 1, "Error: there is not a run: it has no run.json. Make one with `kdedge distill RECIPE`.\n"),
+        (
+            ["export", "there"],
+            1,
+            "Error: there is not a run: it has no run.json. Make one with `kdedge distill RECIPE`.\n",
+        ),
         (["distill", "good.yaml", "--data-dir", "none"], 1, "Error: --data-dir 'none' is not a folder"),
         (["distill", "good.yaml", "--set", "networks.teacher.fit.epoch=2"], 1, "did you mean 'epochs'?"),
         (["check"], 2, "Missing argument 'RECIPE'"),

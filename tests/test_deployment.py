@@ -185,15 +185,19 @@ def full_disk() -> Iterator[None]:
 
 
 def test_a_full_disk_leaves_the_export_before_as_it_was(
-    alone: Run, data: Path, request: pytest.FixtureRequest
+    data: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    export(alone, int8=False, data_dir=data)
-    before = snapshot(alone.path)
+    text = ALONE.replace("{only: ", "{small: {model: mlp-2, fit: {epochs: 1}}, large: ").replace("mlp-8", "mlp-64")
+    run = distill(parse_recipe(text), runs=tmp_path, device="cpu", data_dir=data)
+    (run.path / "export").mkdir()
+    for name in ("small.merged.fp32.onnx", "manifest.json"):
+        (run.path / "export" / name).write_text("of the export before")
+    before = snapshot(run.path)
     request.getfixturevalue("full_disk")
-    with pytest.raises(RunError, match=r"only\.fp32\.onnx cannot be written: File too large\. .+ kept"):
-        export(alone, int8=False, data_dir=data)
-    assert snapshot(alone.path) == before
-    assert sorted(path.name for path in alone.path.iterdir()) == [".lock", "export", "run.json", "stages"]
+    with pytest.raises(RunError, match=r"large\.merged\.fp32\.onnx cannot be written: File too large\. .+ kept"):
+        export(run, int8=False, data_dir=data)
+    assert snapshot(run.path) == before
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "export", "run.json", "stages"]
 
 
 def damage(run: Run, how: str) -> None:
@@ -272,7 +276,9 @@ def test_whoever_teaches_is_a_teacher_and_the_rest_is_shipped(networks: dict[str
 
 
 def test_a_single_student_is_shipped_as_one_file_a_precision(data: Path, tmp_path: Path) -> None:
-    text = ALONE.replace("{only:", "{student: {model: mlp-4, learns: [{from: teacher, loss: kd}], fit: {epochs: 1}}, teacher:")
+    text = ALONE.replace(
+        "{only:", "{student: {model: mlp-4, learns: [{from: teacher, loss: kd}], fit: {epochs: 1}}, teacher:"
+    )
     run = distill(parse_recipe(text), runs=tmp_path, device="cpu", data_dir=data)
     manifest = export(run, int8=False, data_dir=data)
     assert [(file.network, file.role, file.path, file.parameters) for file in manifest.files] == [

@@ -27,7 +27,12 @@ SMALLER = [
     "deploy.int8.max_drop_points=20",  # what so few images can tell
 ]
 MEMBERS = [f"students.{number}" for number in range(4)]
-PLACES = [("teacher", "teacher"), *((member, "member") for member in MEMBERS), ("students", "head"), ("students", "merged")]
+PLACES = [
+    ("teacher", "teacher"),
+    *((member, "member") for member in MEMBERS),
+    ("students", "head"),
+    ("students", "merged"),
+]
 PARAMETERS = {"teacher": 2_380_938, "member": 22_168, "head": 2_570, "merged": 91_242}
 CLASSIFIERS = [("teacher", "teacher"), ("students", "head"), ("students", "merged")]
 DEVICE = {"cpu", "cpu_class", "cores", "onnxruntime"}
@@ -92,7 +97,11 @@ def test_the_run_holds_these_files_and_no_others(chain: Chain) -> None:
     assert stages == ["fine-tune-students.head", "fit-students", "fit-teacher"]
     for stage in (chain.run / "stages").iterdir():
         assert sorted(path.name for path in stage.iterdir()) == ["stage.json", "weights.safetensors"]
-    files = [f"{piece}.{precision}.onnx" for piece in ("teacher", *MEMBERS, "students.head", "students.merged") for precision in ("fp32", "int8")]
+    files = [
+        f"{piece}.{precision}.onnx"
+        for piece in ("teacher", *MEMBERS, "students.head", "students.merged")
+        for precision in ("fp32", "int8")
+    ]
     assert sorted(path.name for path in (chain.run / "export").iterdir()) == sorted([*files, "manifest.json"])
 
 
@@ -103,7 +112,9 @@ def test_the_manifest(chain: Chain) -> None:
     found = [(file["network"], file["role"], file["precision"]) for file in manifest["files"]]
     assert found == [(*place, precision) for place in PLACES for precision in ("fp32", "int8")]
     for file in manifest["files"]:
-        assert {"network", "role", "precision", "path", "sha256", "bytes", "parameters", "inputs", "outputs"} <= set(file)
+        assert {"network", "role", "precision", "path", "sha256", "bytes", "parameters", "inputs", "outputs"} <= set(
+            file
+        )
         content = (chain.run / "export" / file["path"]).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"])
         assert file["parameters"] == PARAMETERS[file["role"]]

@@ -133,7 +133,10 @@ def test_a_linear_model_is_trained_as_the_papers_say(tmp_path: Path, optimizer: 
         {"epochs": 3, "batch_size": 32, "optimizer": optimizer, "lr": lr, "weight_decay": 0.01, "warmup": 0.2}
     )
     trained, frozen, labels = network("mlp-6"), outputs(6), images().labels.numpy()
-    value = {"weight": trained.head.weight.detach().double().numpy(), "bias": trained.head.bias.detach().double().numpy()}
+    value = {
+        "weight": trained.head.weight.detach().double().numpy(),
+        "bias": trained.head.bias.detach().double().numpy(),
+    }
     memory: dict[str, dict[str, Any]] = {"weight": {}, "bias": {}}
     losses = []
     steps = 3 * math.ceil(SAMPLES / 32)
@@ -224,7 +227,10 @@ def test_with_frozen_members_only_the_head_changes(tmp_path: Path, kind: str) ->
 def test_the_objective_is_the_weighted_sum_of_the_lessons() -> None:
     trained, data, source = network("mlp-6", "mlp-6"), images(), outputs(12)
     batch = Batch(torch.tensor([3, 1, 4, 15, 92]), torch.zeros(5, dtype=torch.int64))
-    lessons = [lesson.model_copy(update={"weight": w}) for lesson, w in ((CrossEntropy(), 0.5), (MSE_LESSON, 3), (KD_LESSON, 0.25))]
+    lessons = [
+        lesson.model_copy(update={"weight": w})
+        for lesson, w in ((CrossEntropy(), 0.5), (MSE_LESSON, 3), (KD_LESSON, 0.25))
+    ]
     found = objective(trained, [(lessons[0], None), (lessons[1], source), (lessons[2], source)], data, batch)
 
     seen = normalise(data.images[batch.samples], INFO)

@@ -45,6 +45,7 @@ def test_every_family_computes_in_onnxruntime_what_it_computes_in_torch(models: 
 
     assert [(opset.domain, opset.version) for opset in graph.opset_import] == [("", 20)] == [("", OPSET)]
     assert {node.op_type for node in graph.graph.node} <= OPERATORS
+    assert b"torch" not in graph.SerializeToString()  # no notes of the exporter about itself
     onnx.checker.check_model(graph, full_check=True)
     image, logits = graph.graph.input[0].type.tensor_type, graph.graph.output[0].type.tensor_type
     assert (graph.graph.input[0].name, image.elem_type) == ("image", onnx.TensorProto.UINT8)

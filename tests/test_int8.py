@@ -67,13 +67,15 @@ def test_logits_leave_as_float32_of_the_last_layer_itself(merged: onnx.ModelProt
 def test_weights_stay_in_the_seven_bits_that_every_cpu_adds_without_saturating(merged: onnx.ModelProto) -> None:
     weights = [value for value in constants(merged).values() if value.dtype == np.int8 and value.ndim > 1]
     assert len(weights) == 2 * 4 + 1  # two convolutions and two linear layers a member, and the head
-    assert all(-64 <= value.min() and value.max() <= 64 for value in weights)
+    assert all(value.min() >= -64 and value.max() <= 64 for value in weights)
     assert all(np.abs(value).max() == 64 for value in weights)
 
 
 def test_every_layer_has_one_weight_scale_a_channel(merged: onnx.ModelProto) -> None:
     known = constants(merged)
-    scales = [known[node.input[1]] for node in merged.graph.node if node.input[0] in known and known[node.input[0]].ndim > 1]
+    scales = [
+        known[node.input[1]] for node in merged.graph.node if node.input[0] in known and known[node.input[0]].ndim > 1
+    ]
     assert sorted(scale.size for scale in scales) == sorted([32, 8, 16, 64] * 2 + [10])
 
 
@@ -110,7 +112,9 @@ def test_other_families_are_fused_as_well(model: str, first: str, in_float: list
     info, module = data_of(model), network(model)
     given = images(100, info)
     samples = normalise(given, info)
-    quantized = quantize(to_graph(module, samples[:2], "pixels", "logits"), samples.numpy(), pixels_of(info), info.shape)
+    quantized = quantize(
+        to_graph(module, samples[:2], "pixels", "logits"), samples.numpy(), pixels_of(info), info.shape
+    )
     (taken,) = (node for node in quantized.graph.node if "image" in node.input)
     assert [node.op_type for node in quantized.graph.node if taken.output[0] in node.input] == [first]
     expected = answers(module, given, info).numpy()

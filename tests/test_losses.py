@@ -82,7 +82,9 @@ def test_kd_blend_is_its_formula(temperature: float, alpha: float) -> None:
 def test_mse_is_its_formula() -> None:
     student, teacher, labels = drawn(5, 12)
     expected = sum((student[i, j] - teacher[i, j]) ** 2 for i in range(5) for j in range(12)) / 60
-    assert loss_of(MSE.model_validate({"from": "teacher"}), student, teacher, labels) == pytest.approx(expected, rel=1e-12)
+    assert loss_of(MSE.model_validate({"from": "teacher"}), student, teacher, labels) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 # By hand: the student's logits give probabilities 3/4 and 1/4 at T = 1; the teacher's 9/10 and 1/10 at T = 2.
@@ -109,7 +111,9 @@ def test_kd_by_hand() -> None:
 
 
 def test_mse_by_hand() -> None:
-    found = loss_of(MSE.model_validate({"from": "t"}), np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0], [0.0, 8.0]]), LABEL)
+    found = loss_of(
+        MSE.model_validate({"from": "t"}), np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0], [0.0, 8.0]]), LABEL
+    )
     assert found == (0 + 4 + 9 + 16) / 4
 
 
@@ -120,7 +124,9 @@ def test_defaults_are_hintons() -> None:
 
 def test_alpha_0_of_sum_is_plain_cross_entropy() -> None:
     student, teacher, labels = drawn()
-    assert loss_of(kd(alpha=0.0, temperature=7), student, teacher, labels) == loss_of(CrossEntropy(), student, None, labels)
+    assert loss_of(kd(alpha=0.0, temperature=7), student, teacher, labels) == loss_of(
+        CrossEntropy(), student, None, labels
+    )
 
 
 @pytest.mark.parametrize("form", ["sum", "blend"])

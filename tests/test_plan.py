@@ -144,7 +144,9 @@ def test_keys_are_the_same_in_every_process_and_need_no_torch(tmp_path: Path) ->
         "print(json.dumps([{stage.name: stage.key for stage in stages}, heavy]))\n"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7"}
-    process = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, env=environment, check=True)
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, env=environment, check=True
+    )
     assert json.loads(process.stdout) == [keys(text=CHAIN), []]
 
 

@@ -86,7 +86,9 @@ def in_terminal(columns: int) -> tuple[str, str]:
     """stdout, and what a terminal of that width was sent on stderr, without colours and cursor movements."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "24"}
-    with subprocess.Popen([sys.executable, "-c", SHOW], stdout=subprocess.PIPE, stderr=theirs, env=environment) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", SHOW], stdout=subprocess.PIPE, stderr=theirs, env=environment
+    ) as child:
         os.close(theirs)
         sent = b""
         try:

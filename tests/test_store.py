@@ -298,12 +298,15 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
         (b"[" * 100_000, "cannot be read"),
         (b"[]", "expected a JSON object, found list"),
         (b"{}", "is damaged: name: Field required"),
-        (b'{"format": 2, "name": "r", "quick": false, "recipe": {}, "data": {}, "stages": [], "versions": {}}', "format"),
+        (
+            b'{"format": 2, "name": "r", "quick": false, "recipe": {}, "data": {}, "stages": [], "versions": {}}',
+            "format",
+        ),
     ],
 )
 def test_a_damaged_run_is_named(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "run.json").write_bytes(content)
-    with pytest.raises(RunError, match=rf"run\.json (cannot be read|is damaged).*") as error:
+    with pytest.raises(RunError, match=r"run\.json (cannot be read|is damaged).*") as error:
         open_run(tmp_path)
     assert said in str(error.value)
 

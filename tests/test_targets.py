@@ -142,7 +142,10 @@ def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
 
 def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "outputs"
-    for tensors in ({"dense": torch.zeros(2, SAMPLES, 64)}, {"dense": torch.zeros(2, 9, 64), "logits": torch.zeros(2, 9, 10)}):
+    for tensors in (
+        {"dense": torch.zeros(2, SAMPLES, 64)},
+        {"dense": torch.zeros(2, 9, 64), "logits": torch.zeros(2, 9, 10)},
+    ):
         save_tensors(folder / "outputs.safetensors", tensors)
         with pytest.raises(RunError, match=r"outputs\.safetensors"):
             targets(teacher(), data(), folder, epochs=2, progress=quiet)

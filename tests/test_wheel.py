@@ -74,7 +74,9 @@ def test_the_wheel_holds_two_packages_whole_and_nothing_else(wheel: Path) -> Non
         names = [name for name in archive.namelist() if not name.endswith("/")]
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"kdedge", "exporters"}
     shipped = {name for name in names if ".dist-info/" not in name}
-    modules = {path.relative_to(ROOT).as_posix() for top in ("kdedge", "exporters") for path in (ROOT / top).rglob("*.py")}
+    modules = {
+        path.relative_to(ROOT).as_posix() for top in ("kdedge", "exporters") for path in (ROOT / top).rglob("*.py")
+    }
     assert shipped == modules | {"kdedge/py.typed", "exporters/py.typed"}
     assert any(name.endswith("/LICENSE") for name in names)
 

@@ -31,7 +31,6 @@ from torchvision.datasets import FashionMNIST
 from kdedge.data.batches import Samples, Views
 from kdedge.data.load import Dataset, load
 from kdedge.devices.runner import device
-from kdedge.distillation import keep_freed_memory
 from kdedge.fit import fit
 from kdedge.losses import MSE
 from kdedge.networks import new_network
@@ -130,7 +129,9 @@ def _loader(folder: Path, data: Dataset, flip: bool, size: int) -> DataLoader[An
     ):
         head = struct.pack(">4I", 0x803, *np.squeeze(images, 1).shape)
         (raw / f"{part}-images-idx3-ubyte").write_bytes(head + images.tobytes())
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, len(labels)) + labels.astype("u1").tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">2I", 0x801, len(labels)) + labels.astype("u1").tobytes()
+        )
     steps = [transforms.RandomHorizontalFlip()] if flip else []
     steps += [transforms.ToTensor(), transforms.Normalize((data.info.mean / 255,), (data.info.std,))]
     dataset = FashionMNIST(str(folder), train=True, transform=transforms.Compose(steps))
@@ -173,7 +174,9 @@ def main() -> None:
     else:
         print(f"user's loop   {result['user_loop_images_per_s']:>7,} images/s")
         print(f"kdedge        {result['kdedge_images_per_s']:>7,} images/s")
-        print(f"ratio         {result['ratio']:>7} ({result['ratio_min']} to {result['ratio_max']} in {result['rounds']} rounds)")
+        print(
+            f"ratio         {result['ratio']:>7} ({result['ratio_min']} to {result['ratio_max']} in {result['rounds']} rounds)"
+        )
 
 
 if __name__ == "__main__":

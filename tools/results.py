@@ -79,7 +79,13 @@ def collect(runs: Path) -> Document:
     if not rows:
         raise SystemExit(f"no measured runs in {runs}/seed*/: make them with `python tools/results.py run`")
     versions = _read(next(iter(sorted(runs.glob("seed*/*/export/manifest.json")))))["versions"]
-    return {"data": "fashion-mnist, test split", "rows": rows, "latency": latency, "device": devices[0], "versions": versions}
+    return {
+        "data": "fashion-mnist, test split",
+        "rows": rows,
+        "latency": latency,
+        "device": devices[0],
+        "versions": versions,
+    }
 
 
 def page(results: Document) -> str:

@@ -97,7 +97,7 @@ def batches(samples: int, views: Views, size: int, *, seed: int, epoch: int, dev
     generator = torch.Generator().manual_seed(stable_seed(seed, "epoch", epoch))
     order = torch.randperm(samples, generator=generator)
     drawn = torch.randint(views.count, (samples,), generator=generator)
-    chunks = zip(order.to(device).split(size), drawn.to(device).split(size), strict=True)
+    chunks = zip(torch.split(order.to(device), size), torch.split(drawn.to(device), size), strict=True)
     return [Batch(order, views) for order, views in chunks]
 
 
@@ -112,7 +112,7 @@ class Batch:
 def all_views(samples: int, views: Views, size: int, device: torch.device) -> Iterator[Batch]:
     """Every sample in view 0, then in view 1 and so on."""
     for view in range(views.count):
-        for part in torch.arange(samples, device=device).split(size):
+        for part in torch.split(torch.arange(samples, device=device), size):
             yield Batch(part, torch.full_like(part, view))
 
 

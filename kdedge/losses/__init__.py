@@ -7,6 +7,8 @@ formulas are methods of the tensors they are given, so `kdedge check` knows ever
 from kdedge.losses.dense import MSE
 from kdedge.losses.logits import KD, CrossEntropy
 
+__all__ = ["KD", "LOSSES", "MSE", "CrossEntropy", "Lesson"]
+
 LOSSES = {"cross_entropy": CrossEntropy, "kd": KD, "mse": MSE}
 
 Lesson = CrossEntropy | KD | MSE

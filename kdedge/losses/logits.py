@@ -20,7 +20,7 @@ class CrossEntropy(LessonFields):
     loss: Literal["cross_entropy"] = "cross_entropy"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
-    def __call__(self, student: Tensor, target: None, labels: Tensor) -> Tensor:
+    def __call__(self, student: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """Scalar from student logits, float [batch, classes], and labels, int64 [batch]."""
         log_p = student.log_softmax(1)
         right = log_p.gather(1, labels.unsqueeze(1)).mean()

@@ -20,6 +20,8 @@ class Network(nn.Module):
     linear on that vector (Eq. 5). A network that stands alone is a group of one.
     """
 
+    head: nn.Linear
+
     def __init__(self, members: Sequence[nn.Module], head: nn.Linear) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
@@ -39,7 +41,7 @@ class Network(nn.Module):
 def backbone(name: str) -> nn.Module:
     """A freshly initialised backbone of the catalogue. Raises KeyError for a name that the catalogue does not have."""
     hidden = mlp_hidden(name)
-    return mlp.mlp(hidden) if hidden is not None else BACKBONES[name]()
+    return mlp.mlp(hidden) if hidden is not None else BACKBONES[name]()  # type: ignore[no-untyped-call]
 
 
 def build(models: Sequence[str], dense: int, classes: int) -> Network:
