@@ -62,7 +62,7 @@ def quantize(
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
-                # Without the second, pixels that are first reshaped or pooled would stay in float until a layer computes.
+                # The second: pixels that are reshaped or pooled before any layer computes are integers as well.
                 extra_options={"TensorQuantOverrides": overrides, "ForceQuantizeNoInputCheck": True},
             )
             quantized = onnx.load(path)

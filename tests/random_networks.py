@@ -1,4 +1,4 @@
-"""Networks of the catalogue with random weights and, where they have batch norm, random statistics; and images for them."""
+"""Networks of the catalogue with random weights and random statistics of their batch norms, and images for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of the house: imports only point down, commands load only what they need, files and functions stay short."""
+"""The rules of the house: imports only point down, commands load only what they need, files and functions are short."""
 
 import ast
 import subprocess

@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def command_lines() -> Iterator[str]:
-    """Calls of kdedge in the README's code blocks. Where a block marks commands with `$`, its other lines are output."""
+    """Calls of kdedge in the README's code blocks. Where a block marks commands with `$`, other lines are output."""
     for block in re.findall(r"^```[^\n]*\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
         lines = [line.strip() for line in block.replace("\\\n", " ").splitlines()]
         marked = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]

@@ -1,4 +1,4 @@
-"""The whole chain on real images, as a user types it: distil, export, measure; then every number that can be is checked.
+"""The whole chain on real images, as a user types it: distil, export, measure; then each number is checked.
 
 Real are Fashion-MNIST's own images where they are installed or can be had; a small part of them is enough here.
 """

@@ -1,4 +1,4 @@
-"""Static quantization: what is in the graph, that it is near the float32 network, and that onnxruntime fuses it whole."""
+"""Static quantization: what is in the graph, that it is near the float32 one, and that onnxruntime fuses it whole."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 def run(model: onnx.ModelProto, given: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: given})[0]
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: given})[0])
 
 
 def test_pixels_go_into_the_first_convolution_as_they_are(merged: onnx.ModelProto) -> None:
@@ -51,8 +51,8 @@ def test_pixels_go_into_the_first_convolution_as_they_are(merged: onnx.ModelProt
     (first,) = (node for node in merged.graph.node if "image" in node.input)
     assert first.op_type == "DequantizeLinear"
     scale, zero_point = (constants(merged)[name] for name in first.input[1:])
-    assert (zero_point.dtype, int(zero_point)) == (np.uint8, TCN.mean)
-    assert (scale.dtype, scale) == (np.float32, np.float32(pixels_of(TCN).scale))
+    assert (zero_point.dtype.name, int(zero_point)) == ("uint8", TCN.mean)
+    assert (scale.dtype.name, float(scale)) == ("float32", pixels_of(TCN).scale)
     takers = [node.op_type for node in merged.graph.node if first.output[0] in node.input]
     assert takers == ["Conv", "Conv"]  # of the two members
 
