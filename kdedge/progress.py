@@ -35,7 +35,7 @@ class Quiet:
 
 
 class Lines(Quiet):
-    """A line when a stage begins, every ten seconds and when it ends: for logs."""
+    """A line every ten seconds of a stage, and one at its end: for logs."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
