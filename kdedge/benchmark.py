@@ -70,7 +70,7 @@ def bench(
             if [file.name for file in answer.files] != [file["name"] for file in job_files]:
                 raise DeviceError(f"{device}: the runner answered for other files than it was asked for")
 
-        repeats = min(COLD_STARTS, rounds)
+        repeats = 1 if run.quick else min(COLD_STARTS, rounds)
         say(f"cold start and memory of {len(files)} files, {repeats} times each")
         empty = _cold(device, job, [], sent, repeats)
         cold = [_cold(device, job, [file], sent, repeats) for file in job_files]

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,8 @@ def distill(
     with store.lock(run.path), _interruptible() as stop:
         run.write()
         store.sweep(run.path)
-        views = Views(wanted.augment.flip, wanted.augment.shift)
         train, validation = (
-            Samples.to(compute, dataset.train_images[part], dataset.train_labels[part], dataset.info, views)
+            Samples.to(compute, dataset.train_images[part], dataset.train_labels[part], dataset.info)
             for part in (cut.train, cut.validation)
         )
         work = Work(run, recipe, stages, train, validation, checkpoint_every_s, progress, stop)
@@ -90,6 +89,11 @@ class Work:
     progress: Quiet
     stop: Callable[[], bool]
 
+    def seen_by(self, network: str) -> Samples:
+        """The training images with the augmentation of `network`."""
+        augment = self.recipe.networks[network].fit.augment
+        return replace(self.train, views=Views(augment.flip, augment.shift))
+
     def finished(self, network: str) -> tuple[Network, Stage]:
         """A network that others learn from, on the compute device, and the stage that gave it its final weights."""
         stage = [stage for stage in self.stages if stage.network == network][-1]
@@ -112,7 +116,7 @@ def carry_out(work: Work, stage: Stage) -> None:
         history = fit(
             network,
             taught,
-            work.train,
+            work.seen_by(stage.network),
             work.validation,
             settings,
             seed=stable_seed(work.recipe.seed, stage.network, stage.kind),
@@ -157,10 +161,10 @@ def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Tau
     if stage.kind == "fine-tune":
         assert described.head is not None
         epochs, lr = described.head.fine_tune_epochs, described.head.fine_tune_lr
-        settings = Fit(epochs=epochs, batch_size=described.fit.batch_size, lr=lr)
+        settings = Fit(epochs=epochs, lr=lr, batch_size=described.fit.batch_size)
         network = finished_network(work.run, work.recipe, stage.network, stage.parents[0]).to(device)
         # Malik et al. 2021, Eq. 6: cross-entropy on the labels, the students frozen.
-        return network, settings, [(CrossEntropy(), None)], _outputs(work, network, stage.network, scratch, epochs)
+        return network, settings, [(CrossEntropy(), None)], _outputs(work, network, stage, scratch, epochs)
 
     settings = described.fit
     network = new_network(work.recipe, stage.network).to(device)
@@ -170,23 +174,25 @@ def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Tau
     for lesson in described.learns:
         if lesson.source != "labels" and lesson.source not in sources:
             teacher, taught_by = work.finished(lesson.source)
-            folder = f"targets/{taught_by.key[:16]}"
+            views = work.seen_by(stage.network).views
+            folder = f"targets/{taught_by.key[:16]}-{views.name}"
             if not (work.run.path / folder).is_dir():
                 _take_over(work.run.path, folder)
-            sources[lesson.source] = _outputs(work, teacher, lesson.source, work.run.path / folder, settings.epochs)
+            sources[lesson.source] = _outputs(work, teacher, stage, work.run.path / folder, settings.epochs)
     return network, settings, [(lesson, sources.get(lesson.source)) for lesson in described.learns], None
 
 
-def _outputs(work: Work, network: Network, name: str, folder: Path, epochs: int) -> Targets:
+def _outputs(work: Work, network: Network, stage: Stage, folder: Path, epochs: int) -> Targets:
+    """The outputs of a finished network over the views of the network that `stage` trains."""
     began = time.monotonic()
 
     def watch(done: int, total: int) -> None:
         if work.stop():
             raise KeyboardInterrupt
         rate = done * len(network.members) / (time.monotonic() - began)
-        work.progress.update(f"outputs of {name}", done, total, f"{rate:,.0f} img/s")
+        work.progress.update(f"outputs for {stage.network}", done, total, f"{rate:,.0f} img/s")
 
-    return targets(network, work.train, folder, epochs=epochs, progress=watch)
+    return targets(network, work.seen_by(stage.network), folder, epochs=epochs, progress=watch)
 
 
 def _describe(path: Path, recipe: Recipe, quick: bool, dataset: Dataset, cut: Splits, stages: list[Stage]) -> store.Run:

@@ -46,7 +46,6 @@ def plan(recipe: Recipe, data_fingerprint: str) -> list[Stage]:
             "config": config,
             "parents": [parent.key for parent in parents],
             "data": data_fingerprint,
-            "augment": recipe.data.augment.model_dump(),
             "seed": recipe.seed,
         }
         key = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -59,7 +58,7 @@ def plan(recipe: Recipe, data_fingerprint: str) -> list[Stage]:
         add(f"fit {name}", "fit", name, parents, _without_names(config, network))
         if network.head is not None and network.head.fine_tune_epochs:
             tune = {**network.head.model_dump(include={"fine_tune_epochs", "fine_tune_lr"})}
-            tune["batch_size"] = network.fit.batch_size
+            tune |= network.fit.model_dump(include={"batch_size", "augment"})
             add(f"fine-tune {name}.head", "fine-tune", name, [last[name]], tune)
     return list(stages.values())
 

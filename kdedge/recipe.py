@@ -99,7 +99,6 @@ class Data(_Fields):
     validation: int = Field(5000, ge=100, description="training images kept for selection and gates")
     calibration: int = Field(512, ge=1, description="training images kept for int8 calibration")
     limit: int | None = Field(None, ge=1, description="train on that many images only")
-    augment: Augment = Augment()
 
 
 class Fit(_Fields):
@@ -113,6 +112,7 @@ class Fit(_Fields):
     weight_decay: NotNegativeFloat = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: float = Field(0.0, ge=0, le=0.9, description="fraction of the steps over which lr rises from 0")
+    augment: Augment = Augment()
 
     @field_validator("momentum")
     @classmethod
@@ -226,9 +226,9 @@ class Recipe(_Fields):
 _CLASSES: dict[KeyPath, type[BaseModel]] = {  # which keys may stand where; "*" is a network's name
     (): Recipe,
     ("data",): Data,
-    ("data", "augment"): Augment,
     ("networks", "*"): Network,
     ("networks", "*", "fit"): Fit,
+    ("networks", "*", "fit", "augment"): Augment,
     ("networks", "*", "head"): Head,
     ("deploy",): Deploy,
     ("deploy", "int8"): Int8,

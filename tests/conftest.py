@@ -17,16 +17,16 @@ TRAIN, TEST = 700, 200
 # Two networks, three stages, 34 steps an epoch: a second of training, with a convolution and cached outputs of two views.
 TINY = """
 name: tiny
-data: {name: fashion-mnist, validation: 100, calibration: 60, augment: {flip: true}}
+data: {name: fashion-mnist, validation: 100, calibration: 60}
 networks:
   teacher:
     model: tcn-student-4
-    fit: {epochs: 2, batch_size: 16}
+    fit: {epochs: 2, batch_size: 16, augment: {flip: true}}
   students:
     model: mlp-32
     count: 2
     learns: [{from: teacher, what: dense, loss: mse}]
-    fit: {epochs: 2, batch_size: 16}
+    fit: {epochs: 2, batch_size: 16, augment: {flip: true}}
     head: {from: teacher, fine_tune_epochs: 2}
 """
 

@@ -69,8 +69,8 @@ def test_who_learns_from_a_network_learns_from_its_last_stage() -> None:
     ("override", "expected"),
     [
         ("seed=1", ALL),
-        ("data.augment.flip=false", ALL),
-        ("data.augment.shift=1", ALL),
+        ("networks.teacher.fit.augment.flip=false", ALL),
+        ("networks.students.fit.augment.shift=1", {STUDENTS, HEAD}),
         ("networks.teacher.fit.epochs=3", ALL),
         ("networks.teacher.fit.weight_decay=0.1", ALL),
         ("networks.students.fit.epochs=3", {STUDENTS, HEAD}),

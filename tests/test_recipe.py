@@ -46,7 +46,6 @@ def test_every_default() -> None:
             "validation": 5000,
             "calibration": 512,
             "limit": None,
-            "augment": {"flip": False, "shift": 0},
         },
         "networks": {
             "teacher": {
@@ -80,6 +79,7 @@ def _fit(epochs: int) -> dict[str, Any]:
         "weight_decay": 0.0,
         "schedule": "cosine",
         "warmup": 0.0,
+        "augment": {"flip": False, "shift": 0},
     }
 
 
@@ -110,7 +110,7 @@ def test_parameter_counts_in_the_comments(name: str, parameters: int) -> None:
 def test_joint_lessons() -> None:
     students = load_recipe(next(path for path in RECIPES if path.stem == "tcn4_joint")).networks["students"]
     assert [lesson.loss for lesson in students.learns] == ["mse", "kd"]
-    assert students.learns[1] == KD(source="teacher", temperature=4, alpha=0.9)
+    assert students.learns[1] == KD(source="teacher", temperature=2, alpha=0.9)
     assert students.sources == ("teacher",)
 
 
@@ -172,7 +172,7 @@ def test_all_problems_at_once() -> None:
     text = """\
 name: TCN 4
 sede: 1
-data: {name: fashion-mnst, validation: 5, augment: {flip: no, shift: 9}}
+data: {name: fashion-mnst, validation: 5}
 networks:
   teacher:
     model: tcn-student-1
@@ -182,6 +182,7 @@ networks:
       optimizer: adm
       epoch: 3
       batch_size: "128"
+      augment: {flip: no, shift: 9}
   students:
     model: tcn-student-4
     count: 3
@@ -200,35 +201,35 @@ bench: {threads: true, rounds: 1e3, seconds: .inf}
         "bad.yaml:3: data.name: unknown dataset 'fashion-mnst'; did you mean 'fashion-mnist'? "
         "Datasets: fashion-mnist, mnist, cifar10",
         "bad.yaml:3: data.validation: expected a whole number of at least 100, got 5",
-        "bad.yaml:3: data.augment.flip: expected true or false, got 'no'",
-        "bad.yaml:3: data.augment.shift: expected a whole number from 0 to 8, got 9",
         "bad.yaml:8: networks.teacher.fit.epochs: expected a whole number from 1 to 100,000, got 0",
         "bad.yaml:9: networks.teacher.fit.lr: expected a number above 0, got -0.001",
         "bad.yaml:10: networks.teacher.fit.optimizer: unknown optimizer 'adm'; did you mean 'adam'? "
         "Optimizers: adam, sgd",
         "bad.yaml:11: networks.teacher.fit.epoch: unknown key 'epoch'; did you mean 'epochs'? "
-        "Keys: epochs, batch_size, optimizer, lr, momentum, weight_decay, schedule, warmup",
+        "Keys: epochs, batch_size, optimizer, lr, momentum, weight_decay, schedule, warmup, augment",
         "bad.yaml:12: networks.teacher.fit.batch_size: expected a whole number from 1 to 65,536, got '128'",
-        "bad.yaml:15: networks.students.count: 3 does not divide 256, the dense width of 'teacher'; "
+        "bad.yaml:13: networks.teacher.fit.augment.flip: expected true or false, got 'no'",
+        "bad.yaml:13: networks.teacher.fit.augment.shift: expected a whole number from 0 to 8, got 9",
+        "bad.yaml:16: networks.students.count: 3 does not divide 256, the dense width of 'teacher'; "
         "use 1, 2, 4, 8, 16, 32, 64 members",
-        "bad.yaml:17: networks.students.learns[0].loss: unknown loss 'msee'; did you mean 'mse'? "
+        "bad.yaml:18: networks.students.learns[0].loss: unknown loss 'msee'; did you mean 'mse'? "
         "Losses: cross_entropy, kd, mse",
-        "bad.yaml:17: networks.students.learns[0].from: unknown network 'teachr'; did you mean 'teacher'? "
+        "bad.yaml:18: networks.students.learns[0].from: unknown network 'teachr'; did you mean 'teacher'? "
         "Networks: teacher, labels",
-        "bad.yaml:18: networks.students.learns[1].temperature: unknown key 'temperature'. "
+        "bad.yaml:19: networks.students.learns[1].temperature: unknown key 'temperature'. "
         "Keys: from, weight, what, loss",
-        "bad.yaml:19: networks.students.learns[2].from: cross_entropy learns from labels, not from 'teacher'; "
+        "bad.yaml:20: networks.students.learns[2].from: cross_entropy learns from labels, not from 'teacher'; "
         "from a network learn with kd or mse",
-        "bad.yaml:20: networks.students.learns[3]: expected a lesson, such as {from: teacher, loss: kd}, got 5",
-        "bad.yaml:21: networks.students.head.fine_tune_epochs: expected a whole number from 0 to 100,000, got -1",
-        "bad.yaml:21: networks.students.head.from: unknown network 'techer'; did you mean 'teacher'? "
+        "bad.yaml:21: networks.students.learns[3]: expected a lesson, such as {from: teacher, loss: kd}, got 5",
+        "bad.yaml:22: networks.students.head.fine_tune_epochs: expected a whole number from 0 to 100,000, got -1",
+        "bad.yaml:22: networks.students.head.from: unknown network 'techer'; did you mean 'teacher'? "
         "Networks: teacher, labels",
-        "bad.yaml:22: networks.labels: 'labels' has a meaning in lessons; give the network another name",
-        "bad.yaml:22: networks.labels.model[1]: expected text, got 5",
-        "bad.yaml:22: networks.labels.learns: empty; write for example `learns: [{from: teacher, loss: mse}]`",
-        "bad.yaml:23: bench.threads: expected a whole number from 1 to 1,024, got true",
-        "bad.yaml:23: bench.rounds: expected a whole number from 1 to 1,000, got 1000.0",
-        "bad.yaml:23: bench.seconds: expected a number above 0, got inf",
+        "bad.yaml:23: networks.labels: 'labels' has a meaning in lessons; give the network another name",
+        "bad.yaml:23: networks.labels.model[1]: expected text, got 5",
+        "bad.yaml:23: networks.labels.learns: empty; write for example `learns: [{from: teacher, loss: mse}]`",
+        "bad.yaml:24: bench.threads: expected a whole number from 1 to 1,024, got true",
+        "bad.yaml:24: bench.rounds: expected a whole number from 1 to 1,000, got 1000.0",
+        "bad.yaml:24: bench.seconds: expected a number above 0, got inf",
     ]
 
 

@@ -23,7 +23,9 @@ def results() -> ModuleType:
 
 
 def test_the_page_is_printed_from_the_json(results: ModuleType) -> None:
-    assert results.PAGE.read_text(encoding="utf-8") == results.page(json.loads(results.RESULTS.read_text(encoding="utf-8")))
+    assert results.PAGE.read_text(encoding="utf-8") == results.page(
+        json.loads(results.RESULTS.read_text(encoding="utf-8"))
+    )
 
 
 def test_every_row_carries_n_seeds_and_spread(results: ModuleType) -> None:

@@ -128,12 +128,12 @@ def test_overrides() -> None:
             "networks.students.learns.0.weight=2",
             "networks.students.learns[0].weight=3e-1",
             "bench.rounds=7",
-            "data.augment.flip=true",
+            "networks.teacher.fit.augment.flip=true",
             "networks.students.fit={epochs: 3, lr: 1e-4}",
             "networks.ta={model: kd-student}",
         ],
     )
-    assert recipe.seed == 1 and recipe.bench.rounds == 7 and recipe.data.augment.flip
+    assert recipe.seed == 1 and recipe.bench.rounds == 7 and recipe.networks["teacher"].fit.augment.flip
     assert recipe.networks["teacher"].fit.epochs == 2
     students = recipe.networks["students"]
     assert (students.fit.epochs, students.fit.lr, students.learns[0].weight) == (3, 1e-4, 0.3)

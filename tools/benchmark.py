@@ -46,7 +46,7 @@ def train(rounds: int) -> dict[str, Any]:
     recipe = load_recipe(RECIPE)
     data = load(recipe.data.name)
     teacher, students = new_network(recipe, "teacher").eval(), new_network(recipe, "students")
-    size, flip = recipe.networks["students"].fit.batch_size, recipe.data.augment.flip
+    size, flip = recipe.networks["students"].fit.batch_size, recipe.networks["students"].fit.augment.flip
 
     samples = Samples.to(
         torch.device("cpu"), data.train_images[:IMAGES], data.train_labels[:IMAGES], data.info, Views(flip)

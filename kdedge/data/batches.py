@@ -27,6 +27,11 @@ class Views:
     shift: int = 0
 
     @property
+    def name(self) -> str:
+        """A name for folders: equal for equal sets of views."""
+        return f"flip{int(self.flip)}-shift{self.shift}"
+
+    @property
     def count(self) -> int:
         """How many different views an image has. View 0 is the image as it is."""
         return (1 + self.flip) * (2 * self.shift + 1) ** 2
@@ -58,14 +63,19 @@ class Samples:
     images: Tensor
     labels: Tensor
     info: DatasetInfo
-    views: Views
+    views: Views = Views()
 
     @classmethod
     def to(
-        cls, device: torch.device, images: NDArray[np.uint8], labels: NDArray[np.int64], info: DatasetInfo, views: Views
+        cls,
+        device: torch.device,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        info: DatasetInfo,
+        views: Views | None = None,
     ) -> Samples:
         """Copy arrays of the same kind to the device."""
-        return cls(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device), info, views)
+        return cls(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device), info, views or Views())
 
     def __len__(self) -> int:
         return len(self.images)
