@@ -164,7 +164,12 @@ def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Tau
         settings = Fit(epochs=epochs, lr=lr, batch_size=described.fit.batch_size)
         network = finished_network(work.run, work.recipe, stage.network, stage.parents[0]).to(device)
         # Malik et al. 2021, Eq. 6: cross-entropy on the labels, the students frozen.
-        return network, settings, [(CrossEntropy(), None)], _outputs(work, network, stage, scratch, epochs)
+        return (
+            network,
+            settings,
+            [(CrossEntropy(), None)],
+            _outputs(work, stage, stage.network, network, scratch, epochs),
+        )
 
     settings = described.fit
     network = new_network(work.recipe, stage.network).to(device)
@@ -178,19 +183,21 @@ def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Tau
             folder = f"targets/{taught_by.key[:16]}-{views.name}"
             if not (work.run.path / folder).is_dir():
                 _take_over(work.run.path, folder)
-            sources[lesson.source] = _outputs(work, teacher, stage, work.run.path / folder, settings.epochs)
+            sources[lesson.source] = _outputs(
+                work, stage, lesson.source, teacher, work.run.path / folder, settings.epochs
+            )
     return network, settings, [(lesson, sources.get(lesson.source)) for lesson in described.learns], None
 
 
-def _outputs(work: Work, network: Network, stage: Stage, folder: Path, epochs: int) -> Targets:
-    """The outputs of a finished network over the views of the network that `stage` trains."""
+def _outputs(work: Work, stage: Stage, name: str, network: Network, folder: Path, epochs: int) -> Targets:
+    """The outputs of the finished network `name` over the views of the network that `stage` trains."""
     began = time.monotonic()
 
     def watch(done: int, total: int) -> None:
         if work.stop():
             raise KeyboardInterrupt
         rate = done * len(network.members) / (time.monotonic() - began)
-        work.progress.update(f"outputs for {stage.network}", done, total, f"{rate:,.0f} img/s")
+        work.progress.update(f"outputs of {name}", done, total, f"{rate:,.0f} img/s")
 
     return targets(network, work.seen_by(stage.network), folder, epochs=epochs, progress=watch)
 

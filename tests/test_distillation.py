@@ -138,7 +138,7 @@ def test_a_finished_run_holds_its_stages_and_nothing_half_done(finished: Path) -
     run = open_run(finished / "tiny")
     assert [stage.name for stage in run.stages] == [TEACHER, STUDENTS, HEAD]
     files = [f"{stage.folder}/{name}" for stage in run.stages for name in ("stage.json", "weights.safetensors")]
-    targets = f"targets/{run.stages[0].key[:16]}/outputs.safetensors"
+    targets = f"targets/{run.stages[0].key[:16]}-flip1-shift0/outputs.safetensors"
     assert tree(finished / "tiny") == sorted([".lock", "run.json", targets, *files])
 
 
