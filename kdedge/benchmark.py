@@ -71,7 +71,7 @@ def bench(
                 raise DeviceError(f"{device}: the runner answered for other files than it was asked for")
 
         repeats = 1 if run.quick else min(COLD_STARTS, rounds)
-        say(f"cold start and memory of {len(files)} files, {repeats} times each")
+        say(f"cold start and memory of {len(files)} files, runs of each: {repeats}")
         empty = _cold(device, job, [], sent, repeats)
         cold = [_cold(device, job, [file], sent, repeats) for file in job_files]
 

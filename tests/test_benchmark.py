@@ -79,7 +79,7 @@ def test_progress_says_what_is_being_measured(report: BenchReport, said: list[st
         "accuracy on 200 test images",
         "latency of 10 files, round 1 of 2",
         "latency of 10 files, round 2 of 2",
-        "cold start and memory of 10 files, 2 times each",
+        "cold start and memory of 10 files, runs of each: 1",
     ]
 
 

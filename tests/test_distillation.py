@@ -211,6 +211,18 @@ def test_another_recipe_takes_the_teacher_and_its_outputs_over(copied: Path, dat
     assert summary(run)["networks"]
 
 
+def test_students_learn_from_their_teachers_outputs_over_their_own_views(copied: Path, data_dir: Path) -> None:
+    """Two views of the teacher's are on disk; students without flips need only the images as they are."""
+    straight = parse_recipe(TINY, overrides=["networks.students.fit.augment.flip=false"])
+    run = distill(straight, runs=copied, data_dir=data_dir, device="cpu")
+    key = run.stages[0].key[:16]
+    both, one = (
+        load_tensors(run.path / "targets" / f"{key}-flip{flip}-shift0" / "outputs.safetensors") for flip in (1, 0)
+    )
+    assert (both["dense"].shape, one["dense"].shape) == ((2, 540, 64), (1, 540, 64))
+    torch.testing.assert_close(one["dense"][0], both["dense"][0], rtol=1e-4, atol=1e-5)
+
+
 def test_a_deleted_stage_is_made_anew_with_the_same_bytes(copied: Path, finished: Path, data_dir: Path) -> None:
     shutil.rmtree(stage_folder(copied, STUDENTS))
     shutil.rmtree(copied / "tiny" / "targets")
