@@ -187,6 +187,14 @@ def test_accuracy_is_the_share_of_right_answers_in_percent() -> None:
     assert accuracy(trained, data) == 100 * right / 77
 
 
+def test_batch_norm_learns_in_every_step_and_not_from_the_validation_images(tmp_path: Path) -> None:
+    """Measuring accuracy switches to eval mode, and the next epoch has to switch back."""
+    trained = with_state()
+    train(trained, LABELS, Fit(epochs=3, batch_size=8), tmp_path)
+    assert trained.state_dict()["members.0.1.num_batches_tracked"] == 75
+    assert not trained.training
+
+
 # Lessons
 
 

@@ -64,7 +64,7 @@ def test_a_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: P
 
 def test_who_reads_the_old_file_while_it_is_replaced_reads_it_to_the_end(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a", b"old" * 1000)
-    with (tmp_path / "a").open("rb") as file:
+    with (tmp_path / "a").open("rb", buffering=0) as file:
         start = file.read(3)
         write_bytes(tmp_path / "a", b"new" * 1000)
         assert start + file.read() == b"old" * 1000
