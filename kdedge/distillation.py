@@ -107,8 +107,8 @@ def carry_out(work: Work, stage: Stage) -> None:
     scratch = work.run.path / f"{stage.folder}.dense"  # the frozen members' outputs, of use to this stage alone
 
     def watch(seen: Seen) -> None:
-        accuracy = "" if seen.validation_accuracy is None else f"  val {seen.validation_accuracy:.2f}%"
-        detail = f"epoch {seen.epoch}/{seen.epochs}  loss {seen.loss:.4f}  {seen.images_per_s:,.0f} img/s{accuracy}"
+        accuracy = "" if seen.validation_accuracy is None else f" val {seen.validation_accuracy:.2f}%"
+        detail = f"epoch {seen.epoch}/{seen.epochs} loss {seen.loss:.4f} {seen.images_per_s:,.0f} img/s{accuracy}"
         work.progress.update(stage.name, seen.step, seen.steps, detail)
 
     try:

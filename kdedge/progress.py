@@ -71,16 +71,19 @@ class Bars(Quiet):
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
+        # In a narrow terminal only the end of the details may go, which is why they come last.
+        details = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self._bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
+            BarColumn(bar_width=8),
             TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            TextColumn("{task.fields[detail]}", table_column=details),
             console=Console(stderr=True),
+            expand=True,
         )
         self._stage = ""
         self._task: TaskID | None = None
