@@ -251,7 +251,7 @@ def parse_recipe(text: str, source: str = "<recipe>", overrides: Sequence[str] =
     return _build(document, source)
 
 
-QUICK_IMAGES, QUICK_EPOCHS, QUICK_DROP_POINTS = 2048, 3, 5.0
+QUICK_IMAGES, QUICK_EPOCHS, QUICK_DROP_POINTS = 1024, 2, 5.0
 
 
 def quick(recipe: Recipe) -> Recipe:
@@ -267,7 +267,7 @@ def quick(recipe: Recipe) -> Recipe:
         fit = network.fit.model_copy(update={"epochs": min(network.fit.epochs, QUICK_EPOCHS)})
         networks[name] = network.model_copy(update={"fit": fit, "head": head})
     limit = min(recipe.data.limit or math.inf, QUICK_IMAGES)
-    bench = {"rounds": min(recipe.bench.rounds, 3), "seconds": min(recipe.bench.seconds, 0.1)}
+    bench = {"rounds": min(recipe.bench.rounds, 2), "seconds": min(recipe.bench.seconds, 0.1)}
     gate = Int8(max_drop_points=max(recipe.deploy.int8.max_drop_points, QUICK_DROP_POINTS))
     return recipe.model_copy(
         update={

@@ -148,11 +148,11 @@ def test_momentum_is_written_out_for_sgd_only() -> None:
 def test_quick_makes_it_small() -> None:
     recipe = parse_recipe(TCN4)
     small = quick(recipe)
-    assert (small.data.limit, small.data.validation) == (2048, 5000)
-    assert [network.fit.epochs for network in small.networks.values()] == [3, 3]
+    assert (small.data.limit, small.data.validation) == (1024, 5000)
+    assert [network.fit.epochs for network in small.networks.values()] == [2, 2]
     assert small.networks["students"].head is not None
-    assert small.networks["students"].head.fine_tune_epochs == 3
-    assert small.bench.rounds == 3 and small.bench.seconds < 1
+    assert small.networks["students"].head.fine_tune_epochs == 2
+    assert small.bench.rounds == 2 and small.bench.seconds < 1
     assert small.deploy.int8.max_drop_points == 5
     assert recipe.networks["teacher"].fit.epochs == 12
     assert Recipe.parse(small.resolved()) == small
