@@ -270,6 +270,14 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(finished: Path, data
     assert tree(tmp_path / "killed") == tree(finished)
 
 
+def test_what_a_kill_left_half_written_is_removed(copied: Path, finished: Path, data_dir: Path, tiny: Recipe) -> None:
+    """Teachers' outputs may have hundreds of megabytes, and nobody would look for them."""
+    for left in ("stages/.fit-teacher-1.x", "targets/.1-flip0-shift0.x"):
+        store.write_bytes(copied / "tiny" / left / "outputs.safetensors", b"half")
+    distill(tiny, runs=copied, data_dir=data_dir, device="cpu")
+    assert tree(copied) == tree(finished)
+
+
 # Ctrl-C
 
 
