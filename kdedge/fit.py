@@ -12,7 +12,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdedge.data.batches import Batch, Samples, batches, normalise, stable_seed
 from kdedge.errors import RunError, TrainingError
@@ -69,10 +69,12 @@ def fit(
     The objective is the weighted sum of the lessons. With `frozen`, the dense vectors of the finished members, only the
     head learns. Order and views are pure functions of seed, epoch and sample: a run that was killed goes on from
     `checkpoint` and ends in the same bytes. When `stop` says so, it saves and raises KeyboardInterrupt. Raises
-    TrainingError when a loss is not a number.
+    TrainingError when a loss or a weight is not a finite number.
     """
     device = train.images.device
-    optimizer = _optimizer(_learning(network, taught, frozen), settings)
+    # torch.manual_seed seeds every kind of device, and takes a third of a millisecond for it.
+    seed_device = torch.cuda.manual_seed if device.type == "cuda" else torch.default_generator.manual_seed
+    optimizer = _optimizer(network, settings)
     epoch_steps = math.ceil(len(train) / settings.batch_size)
     steps = settings.epochs * epoch_steps
     state = _resume(checkpoint, network, optimizer)
@@ -91,7 +93,7 @@ def fit(
         started = time.monotonic()
         order = batches(len(train), train.views, settings.batch_size, seed=seed, epoch=epoch, device=device)
         for batch in order[state.step % epoch_steps :]:
-            torch.manual_seed(stable_seed(seed, "step", state.step))  # for dropout
+            seed_device(stable_seed(seed, "step", state.step))  # for dropout
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(settings, state.step, steps)
             loss = objective(network, taught, train, batch, frozen)
@@ -105,10 +107,12 @@ def fit(
                 _read(pending, state, settings, steps, checkpoint)
                 show()
                 if state.step % epoch_steps and (stopping or time.monotonic() - saved_at > checkpoint_every_s):
+                    _check_weights(network, state, settings, steps, checkpoint)
                     _save(checkpoint, network, optimizer, state)
                     saved_at = time.monotonic()
             if stopping and state.step % epoch_steps:
                 raise KeyboardInterrupt
+        _check_weights(network, state, settings, steps, checkpoint)
         reached = accuracy(network, validation)
         show(reached)
         state.history.append(
@@ -171,15 +175,10 @@ def lr_at(settings: Fit, step: int, steps: int) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 
-def _learning(network: Network, taught: Taught, frozen: Targets | None) -> nn.Module:
-    """What the optimizer may touch: a head without a lesson on logits gets no gradient, and must not decay either."""
-    if frozen is not None:
-        return network.head
-    return network if any(lesson.what == "logits" for lesson, _ in taught) else network.members
-
-
-def _optimizer(learning: nn.Module, settings: Fit) -> torch.optim.Optimizer:
-    parameters = list(learning.parameters())
+def _optimizer(network: Network, settings: Fit) -> torch.optim.Optimizer:
+    """Over all weights; those that no lesson reaches (frozen members, a head without logits) get no gradient, and an
+    optimizer of torch's leaves such weights as they are, without decay."""
+    parameters = list(network.parameters())
     if settings.optimizer == "sgd":
         nesterov = settings.momentum > 0
         return torch.optim.SGD(
@@ -202,15 +201,23 @@ def _read(pending: list[Tensor], state: _State, settings: Fit, steps: int, check
     values = torch.stack(pending).tolist()
     for step, value in enumerate(values, state.step - len(values)):
         if not math.isfinite(value):
-            kept = (
-                f"The last good checkpoint is {checkpoint}." if checkpoint.is_file() else "No checkpoint was made yet."
-            )
-            raise TrainingError(
-                f"The loss became {value} at step {step + 1} of {steps} (epoch {step * settings.epochs // steps + 1}), "
-                f"learning rate {lr_at(settings, step, steps):.3g}. {kept} Try a lower `lr`, or a `warmup`."
-            )
+            raise _diverged(f"The loss became {value}", step, settings, steps, checkpoint)
     state.losses += values
     pending.clear()
+
+
+def _check_weights(network: Network, state: _State, settings: Fit, steps: int, checkpoint: Path) -> None:
+    """A finite loss may still end in weights that are not; those are neither kept nor called finished."""
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        raise _diverged("A weight became infinite or nan", state.step - 1, settings, steps, checkpoint)
+
+
+def _diverged(what: str, step: int, settings: Fit, steps: int, checkpoint: Path) -> TrainingError:
+    kept = f"The last good checkpoint is {checkpoint}." if checkpoint.is_file() else "No checkpoint was made yet."
+    return TrainingError(
+        f"{what} at step {step + 1} of {steps} (epoch {step * settings.epochs // steps + 1}), "
+        f"learning rate {lr_at(settings, step, steps):.3g}. {kept} Try a lower `lr`, or a `warmup`."
+    )
 
 
 def _save(checkpoint: Path, network: Network, optimizer: torch.optim.Optimizer, state: _State) -> None:

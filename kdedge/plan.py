@@ -11,7 +11,7 @@ from typing import Any, Literal
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import DataError
 from kdedge.models.catalog import find
-from kdedge.recipe import Network, Recipe
+from kdedge.recipe import Recipe
 
 # Part of every key. Raise it when the meaning of a stage changes: a new initialisation, order of batches, view, loss.
 TRAINING_FORMAT = 1
@@ -55,10 +55,10 @@ def plan(recipe: Recipe, data_fingerprint: str) -> list[Stage]:
         network = recipe.networks[name]
         parents = [last[source] for source in network.sources]
         config = network.model_dump(mode="json", by_alias=True, exclude={"head": {"fine_tune_epochs", "fine_tune_lr"}})
-        add(f"fit {name}", "fit", name, parents, _without_names(config, network))
+        add(f"fit {name}", "fit", name, parents, config)
         if network.head is not None and network.head.fine_tune_epochs:
-            tune = {**network.head.model_dump(include={"fine_tune_epochs", "fine_tune_lr"})}
-            tune |= network.fit.model_dump(include={"batch_size", "augment"})
+            # Batch size and the like are in the parent's key already.
+            tune = network.head.model_dump(include={"fine_tune_epochs", "fine_tune_lr"})
             add(f"fine-tune {name}.head", "fine-tune", name, [last[name]], tune)
     return list(stages.values())
 
@@ -115,13 +115,3 @@ def describe(recipe: Recipe, runs: Path, data_dir: Path | None) -> dict[str, Any
     ]
     sizes = {name: parameters(recipe, name) for name in recipe.networks}
     return {"recipe": recipe.resolved(), "parameters": sizes, "stages": stages, "note": note}
-
-
-def _without_names(config: dict[str, Any], network: Network) -> dict[str, Any]:
-    """The config with sources by number: their keys stand for them, so renaming a teacher changes nothing."""
-    number = {source: position for position, source in enumerate(network.sources)}
-    for lesson in config["learns"]:
-        lesson["from"] = number.get(lesson["from"], lesson["from"])
-    if config["head"] is not None:
-        config["head"]["from"] = number[config["head"]["from"]]
-    return config

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from kdedge.data.batches import Batch, Samples, all_views
-from kdedge.errors import RunError
 from kdedge.models.network import Network
-from kdedge.store import load_tensors, new_folder, save_tensors
+from kdedge.store import load_tensors, new_folder, read_document, save_tensors, sha256, write_json
 
 CACHE_LIMIT_BYTES = 1 << 30  # more than that is slower to read back than it is to compute
 BATCH = 512
@@ -70,12 +69,10 @@ def targets(network: Network, data: Samples, folder: Path, *, epochs: int, progr
         outputs = compute(network, data, progress)
         with new_folder(folder) as temporary:
             save_tensors(temporary / "outputs.safetensors", {"dense": outputs.dense, "logits": outputs.logits})
+            write_json(temporary / "outputs.json", {"outputs_sha256": sha256(temporary / "outputs.safetensors")})
         return outputs
-    tensors = load_tensors(file := folder / "outputs.safetensors")
-    expected = {"dense": network.head.in_features, "logits": network.head.out_features}
-    shapes = {what: (data.views.count, len(data), width) for what, width in expected.items()}
-    if (found := {what: tuple(tensor.shape) for what, tensor in tensors.items()}) != shapes:
-        raise RunError(f"{file} is not what it should be: expected {shapes}, found {found}. Delete its folder.")
+    digest = read_document(folder / "outputs.json").get("outputs_sha256", "(none)")
+    tensors = load_tensors(folder / "outputs.safetensors", digest)
     return Cached(tensors["dense"].to(device), tensors["logits"].to(device))
 
 

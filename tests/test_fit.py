@@ -396,6 +396,13 @@ def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(tmp_path: Path)
     assert all(tensor.isfinite().all() for tensor in saved["network"].values())
 
 
+def test_weights_that_are_no_numbers_are_never_finished(tmp_path: Path) -> None:
+    """The only loss is that of the first weights, a good number; the step after it is what ruins them."""
+    settings = Fit.model_validate({"epochs": 1, "batch_size": SAMPLES, "optimizer": "sgd", "lr": 1e39, "warmup": 0})
+    with pytest.raises(TrainingError, match=r"A weight became infinite or nan at step 1 of 1 \(epoch 1\)"):
+        train(network("mlp-4"), LABELS, settings, tmp_path)
+
+
 def checkpoint(folder: Path) -> Path:
     with pytest.raises(KeyboardInterrupt):
         train(network("mlp-4"), LABELS, Fit(epochs=1, batch_size=8), folder, stop=lambda: True)
