@@ -138,8 +138,9 @@ def test_a_finished_run_holds_its_stages_and_nothing_half_done(finished: Path) -
     run = open_run(finished / "tiny")
     assert [stage.name for stage in run.stages] == [TEACHER, STUDENTS, HEAD]
     files = [f"{stage.folder}/{name}" for stage in run.stages for name in ("stage.json", "weights.safetensors")]
-    targets = f"targets/{run.stages[0].key[:16]}-flip1-shift0/outputs.safetensors"
-    assert tree(finished / "tiny") == sorted([".lock", "run.json", targets, *files])
+    targets = f"targets/{run.stages[0].key[:16]}-flip1-shift0"
+    files += [f"{targets}/{name}" for name in ("outputs.json", "outputs.safetensors")]
+    assert tree(finished / "tiny") == sorted([".lock", "run.json", *files])
 
 
 def test_run_json_says_what_the_run_is_made_of(finished: Path) -> None:
