@@ -104,7 +104,7 @@ def page(results: Document) -> str:
         "## Accuracy on Fashion-MNIST",
         "",
         "All 10,000 test images; mean and standard deviation over seeds, where there is more than one. Settings were chosen",
-        "on 5,000 validation images cut from the training set; [lab-notes.md](lab-notes.md) tells which, and when the test",
+        "on validation images cut from the training set; [lab-notes.md](lab-notes.md) tells which, how many, and when the test",
         "split was looked at. Time is the training of that network alone, without its teacher's. The paper is Malik et al.",
         "2021, Table 3 (one run each).",
         "",
