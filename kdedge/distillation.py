@@ -163,13 +163,9 @@ def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Tau
         epochs, lr = described.head.fine_tune_epochs, described.head.fine_tune_lr
         settings = Fit(epochs=epochs, lr=lr, batch_size=described.fit.batch_size)
         network = finished_network(work.run, work.recipe, stage.network, stage.parents[0]).to(device)
+        frozen = _outputs(work, stage, stage.network, network, scratch, epochs)
         # Malik et al. 2021, Eq. 6: cross-entropy on the labels, the students frozen.
-        return (
-            network,
-            settings,
-            [(CrossEntropy(), None)],
-            _outputs(work, stage, stage.network, network, scratch, epochs),
-        )
+        return network, settings, [(CrossEntropy(), None)], frozen
 
     settings = described.fit
     network = new_network(work.recipe, stage.network).to(device)

@@ -45,7 +45,6 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "tcn4.yaml"
 
 def train(rounds: int) -> dict[str, Any]:
     """Images per second of both loops, and their ratio, as medians over rounds."""
-    keep_freed_memory()
     recipe = load_recipe(RECIPE)
     data = load(recipe.data.name)
     teacher, students = new_network(recipe, "teacher").eval(), new_network(recipe, "students")
@@ -171,6 +170,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     arguments = parser.parse_args()
+    keep_freed_memory()
     result = train(arguments.rounds)
     if arguments.json:
         print(json.dumps(result, indent=2))
