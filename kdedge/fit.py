@@ -6,6 +6,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -78,6 +79,7 @@ def fit(
     epoch_steps = math.ceil(len(train) / settings.batch_size)
     steps = settings.epochs * epoch_steps
     state = _resume(checkpoint, network, optimizer)
+    live = any(source is not None and source.needs_images for _, source in taught)  # that teacher needs all cores
     pending: list[Tensor] = []  # losses still on the device
     began = saved_at = time.monotonic()
     first_step = state.step
@@ -92,26 +94,27 @@ def fit(
         network.train(frozen is None)  # frozen members keep their batch norm as it is, and drop nothing
         started = time.monotonic()
         order = batches(len(train), train.views, settings.batch_size, seed=seed, epoch=epoch, device=device)
-        for batch in order[state.step % epoch_steps :]:
-            seed_device(stable_seed(seed, "step", state.step))  # for dropout
-            for group in optimizer.param_groups:
-                group["lr"] = lr_at(settings, state.step, steps)
-            loss = objective(network, taught, train, batch, frozen)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            state.step += 1
-            pending.append(loss.detach())
-            stopping = stop()
-            if len(pending) == CHECK_EVERY_STEPS or state.step % epoch_steps == 0 or stopping:
-                _read(pending, state, settings, steps, checkpoint)
-                show()
-                if state.step % epoch_steps and (stopping or time.monotonic() - saved_at > checkpoint_every_s):
-                    _check_weights(network, state, settings, steps, checkpoint)
-                    _save(checkpoint, network, optimizer, state)
-                    saved_at = time.monotonic()
-            if stopping and state.step % epoch_steps:
-                raise KeyboardInterrupt
+        with nullcontext() if live or frozen is not None else network.side_by_side():
+            for batch in order[state.step % epoch_steps :]:
+                seed_device(stable_seed(seed, "step", state.step))  # for dropout
+                for group in optimizer.param_groups:
+                    group["lr"] = lr_at(settings, state.step, steps)
+                loss = objective(network, taught, train, batch, frozen)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                state.step += 1
+                pending.append(loss.detach())
+                stopping = stop()
+                if len(pending) == CHECK_EVERY_STEPS or state.step % epoch_steps == 0 or stopping:
+                    _read(pending, state, settings, steps, checkpoint)
+                    show()
+                    if state.step % epoch_steps and (stopping or time.monotonic() - saved_at > checkpoint_every_s):
+                        _check_weights(network, state, settings, steps, checkpoint)
+                        _save(checkpoint, network, optimizer, state)
+                        saved_at = time.monotonic()
+                if stopping and state.step % epoch_steps:
+                    raise KeyboardInterrupt
         _check_weights(network, state, settings, steps, checkpoint)
         reached = accuracy(network, validation)
         show(reached)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -156,3 +158,64 @@ def test_network_keeps_the_names_of_its_weights() -> None:
 @pytest.mark.parametrize("name", ["mlp-0", "mlp-01", "mlp-65537", "mlp-", "mlp-1e3", "tcn-student-3", "", "MLP-300"])
 def test_other_names_are_no_models(name: str) -> None:
     assert catalog.find(name) is None
+
+
+def trained_once(network: Network, images: torch.Tensor) -> dict[str, torch.Tensor | None]:
+    """Gradients of a loss that every element of the dense vector has its own share in."""
+    network.zero_grad()
+    dense = network.dense(images)
+    (dense * torch.linspace(-1, 1, dense.numel()).view_as(dense)).sum().backward()  # type: ignore[no-untyped-call]
+    return {name: parameter.grad for name, parameter in network.named_parameters()}
+
+
+def test_members_side_by_side_learn_as_one_after_another() -> None:
+    torch.manual_seed(0)
+    network = build(["tcn-student-4", "mlp-7", "tcn-student-4"], 64 + 7 + 64, 10)
+    images = torch.rand(3, 1, 28, 28)
+    threads = torch.get_num_threads()
+    with network.side_by_side():
+        assert threads == 1 or torch.get_num_threads() == 1  # the members have the cores
+        dense, gradients = network.dense(images), trained_once(network, images)
+        again = trained_once(network, images)
+    assert torch.get_num_threads() == threads
+    plain = trained_once(network, images)
+    torch.testing.assert_close(dense, network.dense(images))
+    for name, gradient in plain.items():
+        if name.startswith("head."):
+            assert gradient is None and gradients[name] is None  # nobody taught the head
+        else:
+            torch.testing.assert_close(gradients[name], gradient)
+            assert torch.equal(again[name], gradients[name])  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="one core has nothing to share")
+def test_members_side_by_side_have_threads_of_their_own() -> None:
+    network, seen, both = build(["mlp-7"] * 2, 14, 10), [], threading.Barrier(2, timeout=30)
+
+    def meet(*_: object) -> None:
+        both.wait()  # one after another, nobody else would come
+        seen.append(threading.get_ident())
+
+    for member in network.members:
+        member.register_forward_hook(meet)
+    with network.side_by_side():
+        network.dense(torch.rand(3, 1, 28, 28))
+    assert len(set(seen)) == 2 and threading.get_ident() not in seen
+
+
+def test_threads_are_given_back_after_an_error() -> None:
+    network, threads = build(["mlp-7"] * 2, 14, 10), torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="shapes"), network.side_by_side():
+        network.dense(torch.rand(3, 1, 5, 5))
+    assert torch.get_num_threads() == threads
+    assert network.dense(torch.rand(3, 1, 28, 28)).shape == (3, 14)
+
+
+def test_dropout_draws_in_one_order() -> None:
+    class Noisy(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Flatten(), nn.Dropout(), nn.Linear(4, 3))
+
+    network = Network([Noisy(), Noisy()], nn.Linear(6, 10))
+    with network.side_by_side():
+        assert network._threads is None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +29,13 @@ class Network(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
         self.head = head
+        self._threads: ThreadPoolExecutor | None = None  # see side_by_side
 
     def dense(self, images: Tensor) -> Tensor:
         """Float [batch, C, H, W], normalised, to the dense vector, float [batch, width]."""
+        if self._threads is not None:
+            dense: Tensor = _SideBySide.apply(self.head.bias, images, self.members, self._threads)
+            return dense
         chunks = [member(images) for member in self.members]
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks, 1)
 
@@ -36,6 +43,51 @@ class Network(nn.Module):
         """Float [batch, C, H, W], normalised, to logits, float [batch, classes]."""
         logits: Tensor = self.head(self.dense(images))
         return logits
+
+    @contextmanager
+    def side_by_side(self) -> Iterator[None]:
+        """Within the block the members of a group train in threads of their own, forward and backward, on the CPU.
+
+        A layer of a small network has too little work for two cores; two networks have enough. The gradients are those
+        of one after another, to the last bits, which depend on the number of threads. Members with dropout would draw
+        their random numbers in any order, so those run one after another still.
+        """
+        cores = torch.get_num_threads()
+        workers = min(cores, len(self.members))
+        random = any(isinstance(module, nn.Dropout | nn.Dropout2d) for module in self.members.modules())
+        if workers < 2 or random or self.head.weight.device.type != "cpu":
+            yield
+            return
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(cores // workers,)) as threads:
+            torch.set_num_threads(1)  # OpenMP's idle threads spin, on the cores that the members are on
+            self._threads = threads
+            try:
+                yield
+            finally:
+                self._threads = None
+                torch.set_num_threads(cores)
+
+
+class _SideBySide(torch.autograd.Function):
+    """The chunks of all members, each computed, and later differentiated, in a thread of `threads`.
+
+    Autograd runs one graph on one thread of the CPU, so each member has a graph of its own and this is the seam. `seam`
+    is any tensor that learns: without one among its inputs, autograd would not call `backward`. It gets no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, seam: Tensor, images: Tensor, members: nn.ModuleList, threads: ThreadPoolExecutor) -> Tensor:
+        """Float [batch, C, H, W] to the dense vector, float [batch, width]."""
+        ctx.threads = threads
+        ctx.chunks = list(threads.map(lambda member: member(images), members))  # a new thread records gradients
+        return torch.cat([chunk.detach() for chunk in ctx.chunks], 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, None]:
+        """Adds to the gradients of the members' weights."""
+        parts = torch.split(gradients[0], [chunk.shape[1] for chunk in ctx.chunks], 1)
+        list(ctx.threads.map(torch.autograd.backward, ctx.chunks, parts))
+        return None, None, None, None
 
 
 def backbone(name: str) -> nn.Module:
