@@ -1,6 +1,7 @@
 """The rules of the house: imports only point down, commands load only what they need, files and functions are short."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,15 @@ def complaint(file: str, name: str) -> str | None:
         own, other = module(file), f"{name}.__init__".split(".")[1]
         return "points up" if LEVEL.get(other, TOP) > LEVEL.get(own, TOP) else None
     return None
+
+
+def test_the_page_on_architecture_draws_the_same_levels() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = page.split("## Imports only point down")[1].split("```")[1].strip().splitlines()
+    rows = [set(re.findall(r"\w+", line)) for line in reversed(drawn)]
+    assert rows == [names - {"__init__", "__main__"} for names in LEVELS]
+    modules = {path.stem for path in ROOT.glob("kdedge/*.py")} - {"__init__", "__main__"}
+    assert [name for name in modules if f"`{name}.py`" not in page] == []
 
 
 def test_imports_only_point_down() -> None:

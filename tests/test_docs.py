@@ -54,9 +54,9 @@ def test_recipes_named_in_the_readme_exist() -> None:
 
 
 def test_relative_links_lead_somewhere() -> None:
-    for document in (ROOT / "README.md", ROOT / "CHANGELOG.md"):
+    for document in (ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")):
         targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text(encoding="utf-8"))
-        assert [t for t in targets if "://" not in t and not (ROOT / t).exists()] == [], document.name
+        assert [t for t in targets if "://" not in t and not (document.parent / t).exists()] == [], document.name
 
 
 def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
