@@ -1,7 +1,7 @@
 """Distil a network into one or several small students, export them as int8 ONNX, and prove the files on the device.
 
-The commands as functions: `load_recipe`, `distill`, `export` and `bench`. Importing this package imports nothing heavy;
-each function imports what it needs when it is first looked up.
+The commands as functions: `distill`, `export`, `bench` and `results`, and `load_recipe` and `load_recipes` for what the first
+one takes. Importing this package imports nothing heavy; each function imports what it needs when it is first looked up.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdedge.benchmark import bench
+    from kdedge.comparison import results
     from kdedge.deployment import export
     from kdedge.distillation import distill
     from kdedge.errors import KdedgeError
-    from kdedge.recipe import load_recipe
+    from kdedge.variants import load_recipe, load_recipes
 
-__all__ = ["KdedgeError", "__version__", "bench", "distill", "export", "load_recipe"]
+__all__ = ["KdedgeError", "__version__", "bench", "distill", "export", "load_recipe", "load_recipes", "results"]
 
 _HOME = {
     "KdedgeError": "errors",
     "bench": "benchmark",
     "distill": "distillation",
     "export": "deployment",
-    "load_recipe": "recipe",
+    "load_recipe": "variants",
+    "load_recipes": "variants",
+    "results": "comparison",
 }
 
 

@@ -19,7 +19,7 @@ from kdedge.devices import ColdAnswer, LatencyAnswer
 from kdedge.errors import DeviceError, RunError
 from kdedge.statistics import quantile, quantile_interval
 from kdedge.store import ExportedFile, Run, check_file, lock, open_run, read_manifest, write_json
-from kdedge.validate import job_file, job_path, measure, put_array
+from kdedge.validate import job_file, job_path, measure, put_array, save_predictions
 
 __all__ = ["BenchReport", "bench", "rows_for_print"]
 
@@ -36,7 +36,7 @@ def bench(
     data_dir: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> BenchReport:
-    """Measure the run's export on `device` and write validation.json and bench.json into the run.
+    """Measure the run's export on `device`; write validation.json, predictions.npz and bench.json into the run.
 
     `threads` wins over the recipe's; `progress` gets a line before each step. Raises RunError, DataError, DeviceError.
     """
@@ -57,6 +57,7 @@ def bench(
 
         say(f"accuracy on {len(data.test_labels):,} test images")
         validation = measure(export, data.test_images, data.test_labels, split="test", device=device)
+        save_predictions(run.path / "predictions.npz", validation, data.test_labels)
         write_json(run.path / "validation.json", validation.model_dump(mode="json"))
 
         sent = {job_path(file): check_file(export, file) for file in files}

@@ -76,22 +76,24 @@ def main() -> None:
 def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say everything that is wrong with a recipe, or that nothing is."""
     from kdedge.plan import parameters
-    from kdedge.recipe import load_recipe
+    from kdedge.variants import load_recipes
 
     try:
-        loaded = load_recipe(recipe, overrides)
+        loaded = load_recipes(recipe, overrides)
     except RecipeError as error:
         if as_json:
             problems = [{"path": p.path, "line": p.line, "message": p.message} for p in error.problems]
             _print_json({"recipe": str(recipe), "ok": False, "problems": problems})
         raise
-    sizes = {name: parameters(loaded, name) for name in loaded.networks}
+    sizes = {one.name: {name: parameters(one, name) for name in one.networks} for one in loaded}
     if as_json:
-        _print_json({"recipe": str(recipe), "ok": True, "problems": [], "parameters": sizes})
-    else:
-        click.echo(f"{recipe}: nothing wrong")
-        for name, size in sizes.items():
-            click.echo(f"  {name}: {size:,} parameters")
+        first = sizes[loaded[0].name]
+        runs = {"runs": sizes} if len(loaded) > 1 else {}
+        _print_json({"recipe": str(recipe), "ok": True, "problems": [], "parameters": first, **runs})
+        return
+    click.echo(f"{recipe}: nothing wrong" + (f" in {len(loaded)} runs" if len(loaded) > 1 else ""))
+    for name, size in dict.fromkeys((name, size) for one in sizes.values() for name, size in one.items()):
+        click.echo(f"  {name}: {size:,} parameters")
 
 
 @main.command()
@@ -106,22 +108,25 @@ def plan(
 ) -> None:
     """Show what `distill` would do, stage by stage, and what is done already."""
     from kdedge.plan import describe
-    from kdedge.recipe import load_recipe
+    from kdedge.variants import load_recipes
 
-    loaded = load_recipe(recipe, overrides)
-    document = describe(loaded, runs, data_dir)
+    loaded = load_recipes(recipe, overrides)
+    documents = [describe(one, runs, data_dir) for one in loaded]
     if as_json:
-        _print_json(document)
+        _print_runs(documents)
         return
-    if full:
-        click.echo(_yaml(loaded))
-    if document["note"]:
-        click.echo(document["note"], err=True)
-    width = max(len(stage["name"]) for stage in document["stages"])
-    for stage in document["stages"]:
-        after = f"after {', '.join(stage['parents'])}" if stage["parents"] else ""
-        state = "finished" if stage["finished"] else "to do"
-        click.echo(f"{stage['name']:{width}}  {(stage['key'] or '-')[:12]:12}  {state:8}  {after}".rstrip())
+    if documents[0]["note"]:
+        click.echo(documents[0]["note"], err=True)
+    for one, document in zip(loaded, documents, strict=True):
+        if len(loaded) > 1:
+            click.echo(click.style(one.name, bold=True))
+        if full:
+            click.echo(_yaml(one))
+        width = max(len(stage["name"]) for stage in document["stages"])
+        for stage in document["stages"]:
+            after = f"after {', '.join(stage['parents'])}" if stage["parents"] else ""
+            state = "finished" if stage["finished"] else "to do"
+            click.echo(f"{stage['name']:{width}}  {(stage['key'] or '-')[:12]:12}  {state:8}  {after}".rstrip())
 
 
 @main.command()
@@ -162,35 +167,40 @@ def distill(
     checkpoint_every: float,
     as_json: bool,
 ) -> None:
-    """Train the teacher, the students and the merge head of a recipe.
+    """Train the teacher, the students and the merge head of a recipe, in each of its variants with each of its seeds.
 
     Finished stages are kept: run the same command again after a stop, and it goes on where it was.
     """
     from kdedge.progress import progress
-    from kdedge.recipe import load_recipe
+    from kdedge.variants import load_recipes
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipes(recipe, overrides)
     from kdedge.distillation import distill, summary  # imports torch, so only once the recipe is right
 
-    with progress() as shown:
-        run = distill(
-            loaded,
-            runs=runs,
-            device=device,
-            data_dir=data_dir,
-            quick=quick,
-            checkpoint_every_s=checkpoint_every,
-            progress=shown,
-        )
-    document = summary(run)
+    documents = []
+    for number, one in enumerate(loaded):
+        if len(loaded) > 1 and not as_json:
+            click.echo(click.style(f"{one.name} ({number + 1} of {len(loaded)})", bold=True))
+        with progress() as shown:
+            run = distill(
+                one,
+                runs=runs,
+                device=device,
+                data_dir=data_dir,
+                quick=quick,
+                checkpoint_every_s=checkpoint_every,
+                progress=shown,
+            )
+        documents.append(summary(run))
+        if not as_json:
+            for network in documents[-1]["networks"]:
+                accuracy = f"{network['validation_accuracy']:.2f}% on validation"
+                click.echo(f"{network['name']}: {accuracy}, {network['parameters']:,} parameters")
     if as_json:
-        _print_json(document)
+        _print_runs(documents)
         return
-    for network in document["networks"]:
-        click.echo(
-            f"{network['name']}: {network['validation_accuracy']:.2f}% on validation, {network['parameters']:,} parameters"
-        )
-    click.echo(f"Finished: {run.path}. Next: kdedge export {run.path} --int8")
+    folder = runs / loaded[0].name.split("/")[0]
+    click.echo(f"Finished: {folder}. Next: kdedge export {folder} --int8")
 
 
 @main.command()
@@ -205,23 +215,32 @@ def export(run: Path | None, int8: bool, runs: Path, data_dir: Path | None, as_j
     Exits with 3 when an int8 file lost more accuracy than the recipe allows.
     """
     from kdedge.progress import progress
-    from kdedge.store import newest_run, read_manifest
+    from kdedge.store import newest_run, read_manifest, runs_of
 
     folder = run or newest_run(runs)
     from kdedge.deployment import export, rows_to_print
 
-    try:
-        with progress() as shown:
-            manifest = export(folder, int8=int8, data_dir=data_dir, progress=shown)
-    except GateError:
-        if as_json:
-            _print_json(read_manifest(folder / "export").model_dump(mode="json"))
-        raise
+    refused, documents = [], []
+    for one in (found := runs_of(folder)):
+        try:
+            with progress() as shown:
+                manifest = export(one, int8=int8, data_dir=data_dir, progress=shown)
+        except GateError as error:  # the other runs are exported all the same
+            refused.append(str(error))
+            documents.append(read_manifest(one / "export").model_dump(mode="json"))
+            continue
+        documents.append(manifest.model_dump(mode="json"))
+        if not as_json:
+            if len(found) > 1:
+                click.echo(click.style(manifest.recipe, bold=True))
+            _print_table(*rows_to_print(manifest))
     if as_json:
-        _print_json(manifest.model_dump(mode="json"))
-        return
-    _print_table(*rows_to_print(manifest))
-    click.echo(f"Exported: {folder / 'export'}. Next: kdedge bench {folder} --device cpu")
+        _print_runs(documents)
+    if refused:
+        raise GateError("\n".join(refused))
+    if not as_json:
+        where = folder / "export" if found == [folder] else folder
+        click.echo(f"Exported: {where}. Next: kdedge bench {folder} --device cpu")
 
 
 @main.command()
@@ -235,22 +254,52 @@ def bench(run: Path | None, device: str, threads: int | None, runs: Path, data_d
     """Measure accuracy, latency, start-up and memory of the exported files, on the device."""
     from kdedge.benchmark import bench, rows_for_print
     from kdedge.progress import progress
+    from kdedge.store import newest_run, runs_of
+
+    folder = run or newest_run(runs)
+    documents = []
+    for one in (found := runs_of(folder)):
+        if len(found) > 1 and not as_json:
+            click.echo(click.style(one.relative_to(folder).as_posix(), bold=True))
+        with progress() as shown:
+            report = bench(one, device=device, threads=threads, data_dir=data_dir, progress=shown.note)
+        documents.append(report.model_dump(mode="json"))
+        if not as_json:
+            _print_table(*rows_for_print(report))
+            for verdict in report.verdicts:
+                click.echo(f"- {verdict}")
+            click.echo(f"Written: {one / 'validation.json'}, {one / 'bench.json'}")
+    if as_json:
+        _print_runs(documents)
+
+
+@main.command()
+@RUN
+@RUNS
+@JSON
+def results(run: Path | None, runs: Path, as_json: bool) -> None:
+    """Print one table over the variants and seeds of a recipe, and which differences are more than noise."""
+    from kdedge.comparison import results, rows_to_print, sentences
     from kdedge.store import newest_run
 
     folder = run or newest_run(runs)
-    with progress() as shown:
-        report = bench(folder, device=device, threads=threads, data_dir=data_dir, progress=shown.note)
+    found = results(folder)
     if as_json:
-        _print_json(report.model_dump(mode="json"))
+        _print_json(found.model_dump(mode="json"))
         return
-    _print_table(*rows_for_print(report))
-    for verdict in report.verdicts:
-        click.echo(f"- {verdict}")
-    click.echo(f"Written: {folder / 'validation.json'}, {folder / 'bench.json'}")
+    _print_table(*rows_to_print(found))
+    for sentence in sentences(found):
+        click.echo(f"- {sentence}")
+    click.echo(f"Written: {folder / 'results.json'}")
 
 
 def _print_json(document: dict[str, Any]) -> None:
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _print_runs(documents: list[dict[str, Any]]) -> None:
+    """The document of a run; of a recipe with variants or seeds, those of all its runs."""
+    _print_json(documents[0] if len(documents) == 1 else {"runs": documents})
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:

@@ -25,6 +25,7 @@ from kdedge.models.network import Network, count_parameters
 from kdedge.networks import finished_network
 from kdedge.progress import Quiet
 from kdedge.recipe import Recipe
+from kdedge.recipe_reader import resolved_recipe
 from kdedge.store import ExportedFile, Manifest, Precision, Role, Run, TensorInfo
 from kdedge.validate import gate, measure
 
@@ -39,7 +40,7 @@ def export(
     """
     progress = progress or Quiet()
     run = run if isinstance(run, Run) else store.open_run(Path(run))
-    recipe = Recipe.parse(run.recipe, str(run.path / "run.json"))
+    recipe = resolved_recipe(run.recipe, str(run.path / "run.json"))
     networks = [
         (name, role, finished_network(run, recipe, name, _last_stage(run, name))) for name, role in roles(recipe)
     ]

@@ -31,8 +31,8 @@ from kdedge.networks import finished_network, new_network
 from kdedge.plan import Stage, plan
 from kdedge.progress import Quiet
 from kdedge.recipe import Fit, Recipe
-from kdedge.recipe import quick as made_quick
 from kdedge.targets import Targets, targets
+from kdedge.variants import quick as made_quick
 
 
 def distill(
@@ -49,6 +49,8 @@ def distill(
 
     `device` is auto, cpu or cuda; `quick` takes a small subset and few steps, to try the chain. Raises KdedgeError.
     """
+    if recipe.seeds or (recipe.variants and recipe.variant is None):
+        raise KdedgeError(f"{recipe.name} describes several runs; kdedge.load_recipes(...) gives each of them")
     progress = progress or Quiet()
     recipe = made_quick(recipe) if quick else recipe
     compute = _device(device)
@@ -65,11 +67,11 @@ def distill(
             Samples.to(compute, dataset.train_images[part], dataset.train_labels[part], dataset.info)
             for part in (cut.train, cut.validation)
         )
-        work = Work(run, recipe, stages, train, validation, checkpoint_every_s, progress, stop)
+        work = Work(Path(runs), run, recipe, stages, train, validation, checkpoint_every_s, progress, stop)
         for stage in stages:
             if (run.path / stage.folder).is_dir():
                 progress.note(f"{stage.name}: finished before")
-            elif found := _take_over(run.path, stage.folder):
+            elif found := _take_over(work, stage.folder):
                 progress.note(f"{stage.name}: taken over from {found}")
             else:
                 carry_out(work, stage)
@@ -80,6 +82,7 @@ def distill(
 class Work:
     """Everything that the stages of one run share."""
 
+    runs: Path
     run: store.Run
     recipe: Recipe
     stages: list[Stage]
@@ -178,7 +181,7 @@ def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Tau
             views = work.seen_by(stage.network).views
             folder = f"targets/{taught_by.key[:16]}-{views.name}"
             if not (work.run.path / folder).is_dir():
-                _take_over(work.run.path, folder)
+                _take_over(work, folder)
             sources[lesson.source] = _outputs(
                 work, stage, lesson.source, teacher, work.run.path / folder, settings.epochs
             )
@@ -225,10 +228,10 @@ def _describe(path: Path, recipe: Recipe, quick: bool, dataset: Dataset, cut: Sp
     )
 
 
-def _take_over(run: Path, relative: str) -> Path | None:
-    """The same finished folder of a sibling run, linked or copied into this one; the sibling's path, or None."""
-    for found in sorted(run.parent.glob(f"*/{relative}")):
-        with store.new_folder(run / relative) as folder:
+def _take_over(work: Work, relative: str) -> Path | None:
+    """The same finished folder of another run, linked or copied into this one; the other's path, or None."""
+    for found in sorted([*work.runs.glob(f"*/{relative}"), *work.runs.glob(f"*/*/{relative}")]):
+        with store.new_folder(work.run.path / relative) as folder:
             shutil.copytree(found, folder, copy_function=_link, dirs_exist_ok=True)
         return found
     return None

@@ -1,16 +1,11 @@
-"""The recipe: networks and the lessons each learns, read from YAML into frozen classes.
+"""The recipe as frozen classes: networks and the lessons each learns. A recipe is data and runs nothing.
 
-A recipe is data: reading one runs nothing, and an unknown key is an error. Every problem is found at once, and each
-names its line, what was given and what to write. The losses' own keys are in losses/, the rules between the parts in
-recipe_rules.py.
+The losses' own keys are in losses/, the rules between the parts in recipe_rules.py; recipe_reader.py makes recipes from
+YAML and says what is wrong with them.
 """
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -23,22 +18,17 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     StringConstraints,
     Tag,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_serializer,
 )
-from pydantic_core import ErrorDetails
 
-from kdedge import recipe_rules
 from kdedge.data.catalog import DATASETS
-from kdedge.errors import RecipeError
 from kdedge.losses import Lesson
 from kdedge.losses.logits import CrossEntropy
 from kdedge.models import catalog
-from kdedge.recipe_rules import LESSONS, MAX_MEMBERS
-from kdedge.wording import KeyPath, explain, given, keys, unknown
-from kdedge.yaml_reader import Document, assign, read, read_text
+from kdedge.recipe_rules import MAX_MEMBERS
+from kdedge.wording import unknown
 
 
 def _known_dataset(name: str) -> str:
@@ -67,6 +57,8 @@ def _one_or_list(value: object) -> str:
 _FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+# A folder within the folder of runs; of a variant with a seed: tcn4/wide.seed1
+RunName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}(/[a-z0-9][a-z0-9._-]{0,95})?$")]
 NetworkName = Annotated[Slug, AfterValidator(_not_reserved)]
 DatasetName = Annotated[str, AfterValidator(_known_dataset), Field(json_schema_extra={"enum": list(DATASETS)})]
 ModelName = Annotated[
@@ -198,11 +190,28 @@ class Bench(_Fields):
     seconds: PositiveFloat = Field(1.0, description="measured time of each file in each round")
 
 
-class Recipe(_Fields):
-    """A whole recipe. Made by `load_recipe`, `parse_recipe` or `Recipe.parse`, which check all rules."""
+class Reference(_Fields):
+    """An accuracy that somebody else printed, to stand beside ours."""
 
-    name: Slug = Field(examples=["tcn4"])
+    network: str = Field(examples=["students"])
+    accuracy: float = Field(ge=0, le=100, description="percent, on the test split", examples=[86.54])
+    variant: str | None = Field(None, description="of a recipe with variants; without it, of all of them")
+    printed: str = Field(min_length=1, description="where it is printed", examples=["Malik et al. 2021, Table 3"])
+
+
+class Recipe(_Fields):
+    """A whole recipe. Made by `load_recipes`, `parse_recipe` or `resolved_recipe`, which check all rules."""
+
+    name: RunName = Field(examples=["tcn4"])
     seed: Seed = 0
+    seeds: Annotated[tuple[Seed, ...], _FromList] = Field(
+        (), max_length=100, description="run with each; not with `seed`"
+    )
+    variants: dict[Slug, dict[str, Any]] = Field(
+        {},
+        max_length=100,
+        description="run each: its name, and what it changes, such as networks.students.fit.epochs: 5",
+    )
     data: Data = Field(examples=[{"name": "fashion-mnist"}])
     networks: dict[NetworkName, Network] = Field(
         min_length=1,
@@ -212,138 +221,19 @@ class Recipe(_Fields):
     )
     deploy: Deploy = Deploy()
     bench: Bench = Bench()
+    reference: Annotated[tuple[Reference, ...], _FromList] = Field((), max_length=1000)
+
+    @property
+    def variant(self) -> str | None:
+        """Which of its variants this is; None for a recipe without any, and for one that still stands for all of them."""
+        label = self.name.partition("/")[2]
+        return label if label in self.variants else label.rpartition(".seed")[0] or None
 
     def resolved(self) -> dict[str, Any]:
         """Plain values for JSON with every default written out; momentum only where sgd uses it."""
         return self.model_dump(mode="json", by_alias=True)
 
-    @classmethod
-    def parse(cls, resolved: dict[str, Any], source: str = "<recipe>") -> Recipe:
-        """The recipe of plain values, as `resolved` gives them. Raises RecipeError."""
-        return _build(Document(resolved), source)
-
-
-_CLASSES: dict[KeyPath, type[BaseModel]] = {  # which keys may stand where; "*" is a network's name
-    (): Recipe,
-    ("data",): Data,
-    ("networks", "*"): Network,
-    ("networks", "*", "fit"): Fit,
-    ("networks", "*", "fit", "augment"): Augment,
-    ("networks", "*", "head"): Head,
-    ("deploy",): Deploy,
-    ("deploy", "int8"): Int8,
-    ("bench",): Bench,
-}
-
-
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML file, changed by `networks.teacher.fit.epochs=2` and the like. Raises RecipeError."""
-    return parse_recipe(read_text(Path(path)), str(path), overrides)
-
-
-def parse_recipe(text: str, source: str = "<recipe>", overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML text; `source` names it in problems. Raises RecipeError with every problem found."""
-    document = read(text)
-    if not document.whole:
-        raise RecipeError(source, document.problems)
-    for setting in overrides if isinstance(document.value, dict) else ():
-        assign(document, setting, lambda path: keys(_class_at(path)))
-    return _build(document, source)
-
-
-QUICK_IMAGES, QUICK_EPOCHS, QUICK_DROP_POINTS = 1024, 2, 5.0
-
-
-def quick(recipe: Recipe) -> Recipe:
-    """The same recipe made small, to try the whole chain in under a minute; its accuracies mean nothing.
-
-    So its gate is wide: a network that has hardly learned has logits so close that int8 changes their order.
-    """
-    networks = {}
-    for name, network in recipe.networks.items():
-        head = network.head
-        if head is not None:
-            head = head.model_copy(update={"fine_tune_epochs": min(head.fine_tune_epochs, QUICK_EPOCHS)})
-        fit = network.fit.model_copy(update={"epochs": min(network.fit.epochs, QUICK_EPOCHS)})
-        networks[name] = network.model_copy(update={"fit": fit, "head": head})
-    limit = min(recipe.data.limit or math.inf, QUICK_IMAGES)
-    bench = {"rounds": min(recipe.bench.rounds, 2), "seconds": min(recipe.bench.seconds, 0.1)}
-    gate = Int8(max_drop_points=max(recipe.deploy.int8.max_drop_points, QUICK_DROP_POINTS))
-    return recipe.model_copy(
-        update={
-            "data": recipe.data.model_copy(update={"limit": limit}),
-            "networks": networks,
-            "deploy": recipe.deploy.model_copy(update={"int8": gate}),
-            "bench": recipe.bench.model_copy(update=bench),
-        }
-    )
-
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a recipe, by which editors complete and check YAML."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Recipe.model_json_schema(by_alias=True)
-
-
-def _build(document: Document, source: str) -> Recipe:
-    """Recipe from plain values, or RecipeError with the reader's, the schema's and the rules' problems together."""
-    tree, problems = document.value, list(document.problems)
-    if not isinstance(tree, dict):
-        hint = "a recipe is a mapping of keys and values; write at least name, data and networks"
-        problems.append(document.problem((), f"expected a recipe, got {given(tree)}; {hint}"))
-        raise RecipeError(source, problems)
-    recipe: Recipe | None = None
-    found: list[tuple[KeyPath, str]] = []
-    try:
-        recipe = Recipe.model_validate(tree, strict=True, by_alias=True, by_name=False)  # `from`, never `source`
-    except ValidationError as error:
-        for details in error.errors(include_url=False):
-            path = _path(details)
-            incomplete = details["type"] == "missing" and path[:-1] in document.refused
-            miscounted = details["type"] == "too_short" and details["input"]  # refused entries are not counted
-            if path not in document.refused and not incomplete and not miscounted:
-                found.append((path, _message(details, path)))
-    refused = {*document.refused, *(path for path, _ in found)}
-    findings = dict.fromkeys([*found, *recipe_rules.check(tree, refused)])
-    problems += [document.problem(path, message) for path, message in findings]
-    if problems or recipe is None:
-        raise RecipeError(source, sorted(problems, key=lambda problem: problem.line or sys.maxsize))
-    return recipe
-
-
-def _path(details: ErrorDetails) -> KeyPath:
-    """Where an error stands in the recipe: pydantic's location without the names of unions' branches."""
-    path = details["loc"]
-    if path[0] == "networks":
-        if path[2:] == ("[key]",) and details["type"] != "extra_forbidden":
-            path = path[:2]
-        elif path[2:3] == ("learns",):
-            path = path[:4] + path[5:]
-        elif path[2:3] == ("model",):
-            path = path[:3] + path[4:]
-    return (*path, "loss") if details["type"].startswith("union_tag") else path
-
-
-def _message(details: ErrorDetails, path: KeyPath) -> str:
-    """One of pydantic's errors in plain words, with what to write."""
-    value, key = details["input"], path[-1]
-    if details["type"] == "union_tag_invalid":
-        return unknown("loss", str(value["loss"]), LESSONS)
-    if details["type"] == "union_tag_not_found":
-        return f"missing; write one of {', '.join(LESSONS)}"
-    if details["type"] in ("model_type", "model_attributes_type") and len(path) in (2, 4):
-        example = "network, such as {model: lenet5}" if len(path) == 2 else "lesson, such as {from: teacher, loss: kd}"
-        return f"expected a {example}, got {given(value)}"
-    if len(path) == 5 and path[2] == "learns":
-        loss = str(details["loc"][4])
-        if key == "from" and loss == "cross_entropy":
-            return f"cross_entropy learns from labels, not from {given(value)}; from a network learn with kd or mse"
-        if details["type"] == "missing":
-            return "missing; write the name of the network that is learned from"
-        return explain(details, key, LESSONS[loss])
-    return explain(details, key, _class_at(path[:-1]))
-
-
-def _class_at(path: KeyPath) -> type[BaseModel]:
-    if path[:1] == ("networks",) and len(path) > 1:
-        path = ("networks", "*", *path[2:])
-    return _CLASSES.get(path, BaseModel)  # a class without keys for lists and for what nobody declared

@@ -50,6 +50,8 @@ class _Network:
 
 def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Finding]:
     """What does not fit together in a recipe of plain values; `refused` are the places already complained of."""
+    if recipe.get("seeds") and "seed" in recipe:
+        yield ("seed",), "remove it, or remove `seeds`, which says the same for several runs"
     written = recipe.get("networks")
     if not isinstance(written, dict) or ("networks",) in refused:
         return
@@ -61,6 +63,20 @@ def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Find
     for network in networks.values():
         yield from _chunks(network, networks)
         yield from _logits(network)
+    yield from _references(recipe, list(written), refused)
+
+
+def _references(recipe: dict[str, Any], networks: list[str], refused: Collection[KeyPath]) -> Iterator[Finding]:
+    """Printed accuracies belong to networks and variants that are there."""
+    variants, references = recipe.get("variants") or {}, recipe.get("reference") or ()
+    for n, known in enumerate(references if isinstance(references, list | tuple) else ()):
+        at: KeyPath = ("reference", n)
+        if not isinstance(known, dict) or any(path[:2] == at for path in refused):
+            continue
+        if known["network"] not in networks:
+            yield (*at, "network"), unknown("network", known["network"], networks)
+        if (variant := known.get("variant")) is not None and variant not in variants:
+            yield (*at, "variant"), unknown("variant", variant, variants)
 
 
 def _network(name: str, value: dict[str, Any], refused: Collection[KeyPath]) -> _Network:

@@ -90,15 +90,29 @@ def _binomial_ranks(n: int, q: float) -> tuple[int, int] | None:
     return None
 
 
-def ratio_interval(ratios: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    """Geometric mean of one ratio a round, and its interval: Student's t on the logarithms.
+def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """Mean of independent values, and its interval by Student's t; None for one value.
 
-    A bootstrap over two to five rounds covers far less than it claims (half, for two); t knows that they are few. None
-    for one round.
+    A bootstrap over two to five values covers far less than it claims (half, for two); t knows that they are few.
     """
-    logs = [math.log(ratio) for ratio in ratios]
-    mean = statistics.fmean(logs)
-    if len(logs) < 2:
-        return math.exp(mean), None
-    half = _T95[min(len(logs) - 1, len(_T95)) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
-    return math.exp(mean), (math.exp(mean - half), math.exp(mean + half))
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, None
+    half = _T95[min(len(values) - 1, len(_T95)) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, (mean - half, mean + half)
+
+
+def ratio_interval(ratios: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """Geometric mean of one ratio a round, and its interval: `mean_interval` of the logarithms."""
+    mean, interval = mean_interval([math.log(ratio) for ratio in ratios])
+    return math.exp(mean), interval and (math.exp(interval[0]), math.exp(interval[1]))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value that two classifiers are equally often right (McNemar 1947, by the binomial distribution).
+
+    The arguments count the images that only the first, and only the second, gets right.
+    """
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(n, k) for k in range(fewer + 1))
+    return min(1.0, 2 * tail / int(2**n))

@@ -123,11 +123,21 @@ def open_run(path: Path) -> Run:
 
 
 def newest_run(runs: Path) -> Path:
-    """The folder in `runs` whose run.json was written last. Raises RunError when there is none."""
-    found = sorted(runs.glob("*/run.json"), key=lambda file: file.stat().st_mtime_ns)
+    """The folder in `runs` in which a run.json was written last. Raises RunError when there is none."""
+    found = sorted([*runs.glob("*/run.json"), *runs.glob("*/*/run.json")], key=lambda file: file.stat().st_mtime_ns)
     if not found:
         raise RunError(f"No run in {runs}/. Make one with `kdedge distill RECIPE`, or name the run's folder.")
-    return found[-1].parent
+    return runs / found[-1].relative_to(runs).parts[0]
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The folder itself if it is a run, else the runs in it: a recipe's variants and seeds. Raises RunError."""
+    if (folder / "run.json").is_file():
+        return [folder]
+    found = [file.parent for file in sorted(folder.glob("*/run.json"))]
+    if not found:
+        raise RunError(f"{folder} is not a run: it has no run.json. Make one with `kdedge distill RECIPE`.")
+    return found
 
 
 def read_manifest(export: Path) -> Manifest:

@@ -6,6 +6,7 @@ members' files chained with the head's file.
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pydantic import BaseModel, PrivateAttr
 from kdedge import devices
 from kdedge.errors import DeviceError, GateError, RunError
 from kdedge.statistics import paired_drop, wilson
-from kdedge.store import ExportedFile, Manifest, check_file, read_manifest, sha256
+from kdedge.store import ExportedFile, Manifest, check_file, read_manifest, sha256, write_bytes
 
 BATCH = 50  # fits the caches of small CPUs: faster than 1 and than 250
 
@@ -55,12 +56,13 @@ class ValidationRow(BaseModel):
 
 
 class Validation(BaseModel):
-    """validation.json. Which images were right is kept for the gate and is not part of the file."""
+    """validation.json. What was said of each image is not part of the file: the gate and `save_predictions` use it."""
 
     device: dict[str, Any]
     rows: list[ValidationRow]
 
     _right: dict[tuple[str, str, str], NDArray[np.bool_]] = PrivateAttr(default_factory=dict)
+    _predictions: dict[str, NDArray[np.int32]] = PrivateAttr(default_factory=dict)
 
 
 class GateResult(BaseModel):
@@ -168,7 +170,15 @@ def measure(
             )
         )
         validation._right[graph.network, graph.role, graph.precision] = right
+        validation._predictions[graph.name] = np.asarray(said.predictions, np.int32)
     return validation
+
+
+def save_predictions(path: Path, validation: Validation, labels: NDArray[np.integer[Any]]) -> None:
+    """Write what each graph said of each image, int32 [n] by its name, and the `labels`, as one npz file."""
+    content = io.BytesIO()
+    np.savez_compressed(content, labels=labels.astype(np.int32), **validation._predictions)  # type: ignore[arg-type]
+    write_bytes(path, content.getvalue())
 
 
 def _right(name: str, said: devices.GraphAnswer, labels: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:

@@ -55,12 +55,15 @@ class Document:
 
     def problem(self, path: KeyPath, message: str) -> Problem:
         """A problem at `path`, with its line, or its nearest parent's; `--set ...` stands in the line's place."""
-        at = next((path[:n] for n in range(len(path), -1, -1) if path[:n] in self.places), None)
-        place = None if at is None else self.places[at]
+        place = self.place(path)
         if isinstance(place, str):
             setting = f"--set {shorten(place)}"
-            return Problem(setting if at == path else f"{setting}: {dotted(path)}", message)
+            return Problem(setting if path in self.places else f"{setting}: {dotted(path)}", message)
         return Problem(dotted(path), message, place)
+
+    def place(self, path: KeyPath) -> int | str | None:
+        """The line or --set that wrote what stands at `path`, or its nearest parent; None for a document without any."""
+        return next((self.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.places), None)
 
 
 def read_text(path: Path) -> str:
@@ -229,38 +232,42 @@ def _scalar(event: yaml.ScalarEvent) -> str | int | float | bool | None:
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
-_SETTING = re.compile(r"(?P<path>[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[[0-9]+\])*)=(?P<value>.*)", re.DOTALL)
+_PATH = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[[0-9]+\])*")
+
+Keys = Callable[[KeyPath], Iterable[str]]
 
 
-def assign(document: Document, setting: str, keys_at: Callable[[KeyPath], Iterable[str]]) -> None:
-    """Write one `--set key.key[0].key=value` into the document; what cannot be done becomes a problem.
-
-    `keys_at` says which keys may stand at a place: a mapping that was not written there is made.
-    """
+def assign(document: Document, setting: str, keys_at: Keys) -> None:
+    """Write one `--set key.key[0].key=value` into the document; what cannot be done becomes a problem."""
+    path, equals, text = setting.partition("=")
+    value = read(text)
     try:
-        _assign(document, setting, keys_at)
+        if not equals or not _PATH.fullmatch(path):
+            raise ValueError("expected KEY=VALUE, for example --set networks.teacher.fit.epochs=2")
+        if value.problems:
+            raise ValueError("; ".join(problem.message for problem in value.problems))
+        put(document, path, value.value, setting, keys_at)
     except ValueError as error:
         document.problems.append(Problem(f"--set {shorten(setting)}", str(error)))
 
 
-def _assign(document: Document, setting: str, keys_at: Callable[[KeyPath], Iterable[str]]) -> None:
-    match = _SETTING.fullmatch(setting)
-    if match is None:
-        raise ValueError("expected KEY=VALUE, for example --set networks.teacher.fit.epochs=2")
-    value = read(match["value"])
-    if value.problems:
-        raise ValueError("; ".join(problem.message for problem in value.problems))
+def put(document: Document, path: str, value: Any, place: int | str, keys_at: Keys) -> None:
+    """Write a value at `key.key[0].key`, where `place`, a line or a --set, says so. Raises ValueError when it cannot be.
 
-    names = re.findall(r"[^.\[\]]+", match["path"])
+    `keys_at` says which keys may stand somewhere: a mapping that was not written there is made.
+    """
+    if not _PATH.fullmatch(path):
+        raise ValueError(f"{shorten(path)!r} is no path; write it like networks.teacher.fit.epochs")
+    names = re.findall(r"[^.\[\]]+", path)
     node = document.value
     at: KeyPath = ()
     for n, name in enumerate(names):
         key = _key_in(node, name, at)
         here, at = at, (*at, key)
         if n == len(names) - 1:
-            node[key] = value.value
+            node[key] = value
             document.places = {path: place for path, place in document.places.items() if path[: len(at)] != at}
-            document.places[at] = setting
+            document.places[at] = place
         elif isinstance(node, dict) and node.get(key) is None:
             known = dict.fromkeys([*keys_at(here), *node])
             if key not in known:
@@ -268,7 +275,7 @@ def _assign(document: Document, setting: str, keys_at: Callable[[KeyPath], Itera
             if names[n + 1].isdecimal():
                 raise ValueError(f"{dotted(at)} is not written in the recipe; set the whole list")
             node[key] = {}
-            document.places[at] = setting
+            document.places[at] = place
         node = node[key]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kdedge.errors import RecipeError
-from kdedge.recipe import parse_recipe
+from kdedge.recipe_reader import parse_recipe
 
 TCN4 = """\
 name: tcn4

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdedge.recipe import Recipe, parse_recipe
+from kdedge.recipe import Recipe
+from kdedge.recipe_reader import parse_recipe
 
 REAL = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 TRAIN, TEST = 700, 200

@@ -7,21 +7,31 @@ from pathlib import Path
 import pytest
 
 import kdedge
-from kdedge import benchmark, deployment, distillation, errors, recipe
+from kdedge import benchmark, comparison, deployment, distillation, errors, variants
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_the_names_of_the_package() -> None:
-    assert kdedge.__all__ == ["KdedgeError", "__version__", "bench", "distill", "export", "load_recipe"]
+    assert kdedge.__all__ == [
+        "KdedgeError",
+        "__version__",
+        "bench",
+        "distill",
+        "export",
+        "load_recipe",
+        "load_recipes",
+        "results",
+    ]
     assert all(getattr(kdedge, name) for name in kdedge.__all__)
 
 
 def test_the_commands_are_functions_though_their_modules_were_imported() -> None:
-    assert kdedge.load_recipe is recipe.load_recipe
+    assert kdedge.load_recipe is variants.load_recipe
     assert kdedge.distill is distillation.distill
     assert kdedge.export is deployment.export
     assert kdedge.bench is benchmark.bench
+    assert kdedge.results is comparison.results
     assert kdedge.KdedgeError is errors.KdedgeError
 
 

@@ -16,10 +16,10 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
     {"data", "models", "losses", "devices", "statistics", "yaml_reader", "wording"},
-    {"recipe", "recipe_rules"},
+    {"recipe", "recipe_rules", "recipe_reader", "variants"},
     {"plan"},
     {"fit", "targets", "networks", "store", "progress"},
-    {"distillation", "deployment", "validate", "benchmark", "bench_report"},
+    {"distillation", "deployment", "validate", "benchmark", "bench_report", "comparison"},
     {"cli", "__init__", "__main__"},
 ]
 TOP = len(LEVELS) - 1

@@ -262,7 +262,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("kdedge.recipe.load_recipe", broken)
+    monkeypatch.setattr("kdedge.variants.load_recipes", broken)
     assert isinstance(kdedge("check", "good.yaml").exception, ZeroDivisionError)
 
 

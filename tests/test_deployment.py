@@ -14,7 +14,7 @@ from tiny_export import write_data
 from kdedge.deployment import export, roles, rows_to_print
 from kdedge.distillation import distill
 from kdedge.errors import DataError, GateError, KdedgeError, RunError
-from kdedge.recipe import Recipe, parse_recipe
+from kdedge.recipe_reader import parse_recipe, resolved_recipe
 from kdedge.store import Manifest, Run, open_run, sha256
 
 GROUP = """
@@ -271,7 +271,7 @@ KD = {"loss": "kd"}
     ids=["alone", "kd", "assistant", "independent"],
 )
 def test_whoever_teaches_is_a_teacher_and_the_rest_is_shipped(networks: dict[str, Any], expected: list[str]) -> None:
-    recipe = Recipe.parse({"name": "r", "data": {"name": "mnist"}, "networks": networks})
+    recipe = resolved_recipe({"name": "r", "data": {"name": "mnist"}, "networks": networks})
     assert roles(recipe) == list(zip(networks, expected, strict=True))
 
 

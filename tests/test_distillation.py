@@ -30,8 +30,10 @@ from kdedge import store
 from kdedge.distillation import distill, summary
 from kdedge.errors import Interrupted, KdedgeError, RunError, TrainingError
 from kdedge.progress import Quiet
-from kdedge.recipe import Recipe, parse_recipe, quick
+from kdedge.recipe import Recipe
+from kdedge.recipe_reader import parse_recipe
 from kdedge.store import load_tensors, open_run, read_document, sha256
+from kdedge.variants import quick
 
 TEACHER, STUDENTS, HEAD = "fit teacher", "fit students", "fine-tune students.head"
 WAIT_S = 60

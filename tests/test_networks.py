@@ -11,7 +11,8 @@ from conftest import TINY
 from kdedge.errors import RunError
 from kdedge.models.network import Network
 from kdedge.networks import finished_network, new_network
-from kdedge.recipe import Recipe, parse_recipe
+from kdedge.recipe import Recipe
+from kdedge.recipe_reader import parse_recipe
 from kdedge.store import Run, StageRecord, save_tensors, sha256, write_json
 
 STAGE = "fit teacher"

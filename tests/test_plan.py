@@ -14,7 +14,8 @@ from conftest import TINY
 from kdedge.data.load import load
 from kdedge.data.splits import split
 from kdedge.plan import describe, in_order, parameters, plan
-from kdedge.recipe import Recipe, parse_recipe
+from kdedge.recipe import Recipe
+from kdedge.recipe_reader import parse_recipe
 
 TEACHER, STUDENTS, HEAD = "fit teacher", "fit students", "fine-tune students.head"
 ALL = {TEACHER, STUDENTS, HEAD}
@@ -138,7 +139,7 @@ def test_keys_are_the_same_in_every_process_and_need_no_torch(tmp_path: Path) ->
     code = (
         "import json, sys\n"
         "from kdedge.plan import plan\n"
-        "from kdedge.recipe import load_recipe\n"
+        "from kdedge.variants import load_recipe\n"
         "stages = plan(load_recipe(sys.argv[1]), 'd')\n"
         "heavy = [name for name in ('torch', 'torchvision', 'onnx', 'onnxruntime', 'numpy') if name in sys.modules]\n"
         "print(json.dumps([{stage.name: stage.key for stage in stages}, heavy]))\n"

@@ -16,8 +16,10 @@ from pydantic import ValidationError
 from kdedge.errors import RecipeError
 from kdedge.losses.logits import KD, CrossEntropy
 from kdedge.models import catalog
-from kdedge.recipe import _CLASSES, Recipe, json_schema, load_recipe, parse_recipe, quick
+from kdedge.recipe import json_schema
+from kdedge.recipe_reader import _CLASSES, parse_recipe, resolved_recipe
 from kdedge.recipe_rules import LESSONS
+from kdedge.variants import load_recipe, quick
 from kdedge.yaml_reader import read
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
@@ -40,6 +42,8 @@ def test_every_default() -> None:
     assert parse_recipe(TCN4).resolved() == {
         "name": "tcn4",
         "seed": 0,
+        "seeds": [],
+        "variants": {},
         "data": {
             "name": "fashion-mnist",
             "split_seed": 0,
@@ -67,6 +71,7 @@ def test_every_default() -> None:
         },
         "deploy": {"int8": {"max_drop_points": 0.5}},
         "bench": {"threads": 1, "rounds": 5, "seconds": 1.0},
+        "reference": [],
     }
 
 
@@ -87,7 +92,7 @@ def _fit(epochs: int) -> dict[str, Any]:
 def test_shipped_recipes(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert Recipe.parse(json.loads(json.dumps(recipe.resolved()))) == recipe
+    assert resolved_recipe(json.loads(json.dumps(recipe.resolved()))) == recipe
     assert "deploy: {int8: {max_drop_points: 0.5}}" in path.read_text().splitlines()
 
 
@@ -142,7 +147,7 @@ def test_momentum_is_written_out_for_sgd_only() -> None:
     recipe = parse_recipe(TCN4, overrides=["networks.teacher.fit.optimizer=sgd"])
     fits = [network["fit"] for network in recipe.resolved()["networks"].values()]
     assert [fit.get("momentum") for fit in fits] == [0.9, None]
-    assert Recipe.parse(recipe.resolved()) == recipe
+    assert resolved_recipe(recipe.resolved()) == recipe
 
 
 def test_quick_makes_it_small() -> None:
@@ -155,12 +160,12 @@ def test_quick_makes_it_small() -> None:
     assert small.bench.rounds == 2 and small.bench.seconds < 1
     assert small.deploy.int8.max_drop_points == 5
     assert recipe.networks["teacher"].fit.epochs == 12
-    assert Recipe.parse(small.resolved()) == small
+    assert resolved_recipe(small.resolved()) == small
     assert quick(parse_recipe(TCN4, overrides=["data.limit=100"])).data.limit == 100
 
 
 def test_reading_imports_neither_torch_nor_numpy() -> None:
-    code = f"import sys, kdedge.recipe as r; r.load_recipe({str(RECIPES[0])!r}); print(*sys.modules)"
+    code = f"import sys, kdedge.variants as v; v.load_recipe({str(RECIPES[0])!r}); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"torch", "numpy", "onnx", "onnxruntime"} & set(modules)
 
@@ -197,7 +202,7 @@ bench: {threads: true, rounds: 1e3, seconds: .inf}
 """
     assert problems(text) == [
         "bad.yaml:1: name: expected a name of at most 64 a-z, 0-9, - and _ that starts with a-z or 0-9, got 'TCN 4'",
-        "bad.yaml:2: sede: unknown key 'sede'; did you mean 'seed'? Keys: name, seed, data, networks, deploy, bench",
+        "bad.yaml:2: sede: unknown key 'sede'; did you mean 'seed'? Keys: name, seed, seeds, variants, data, networks, deploy, bench, reference",
         "bad.yaml:3: data.name: unknown dataset 'fashion-mnst'; did you mean 'fashion-mnist'? "
         "Datasets: fashion-mnist, mnist, cifar10",
         "bad.yaml:3: data.validation: expected a whole number of at least 100, got 5",
@@ -320,7 +325,9 @@ def test_json_schema_has_the_keys_of_yaml() -> None:
     schema = json_schema()
     json.dumps(schema)
     definitions = schema["$defs"]
-    assert set(schema["properties"]) == {"name", "seed", "data", "networks", "deploy", "bench"}
+    assert set(schema["properties"]) == {
+        *("name", "seed", "seeds", "variants", "data", "networks", "deploy", "bench", "reference")
+    }
     assert schema["properties"]["networks"]["additionalProperties"] is False
     assert "from" in definitions["Head"]["properties"] and "source" not in definitions["Head"]["properties"]
     assert all(definition["additionalProperties"] is False for definition in definitions.values())

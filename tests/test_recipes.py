@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from kdedge.plan import parameters, plan
-from kdedge.recipe import load_recipe
+from kdedge.variants import load_recipe
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))

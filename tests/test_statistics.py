@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from kdedge.statistics import paired_drop, quantile, quantile_interval, ratio_interval, wilson
+from kdedge.statistics import mcnemar, mean_interval, paired_drop, quantile, quantile_interval, ratio_interval, wilson
 
 
 @pytest.mark.parametrize(
@@ -132,3 +132,25 @@ def test_ratio_interval_holds_the_true_ratio_as_often_as_it_says_even_for_few_ro
         assert interval is not None
         held += interval[0] <= 2 <= interval[1]
     assert 1870 <= held <= 1930
+
+
+def test_mean_interval_gives_students_interval() -> None:
+    """Student's t, 2 degrees of freedom, 97.5%: 4.303 (Student 1908, and every table since)."""
+    mean, interval = mean_interval([1.0, 2.0, 4.0])
+    half = 4.303 * math.sqrt(7 / 3) / math.sqrt(3)
+    assert mean == pytest.approx(7 / 3)
+    assert interval == pytest.approx((7 / 3 - half, 7 / 3 + half))
+    assert mean_interval([5.0]) == (5.0, None)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "p"),
+    [(1, 9, 2 * (1 + 10) / 2**10), (9, 1, 2 * (1 + 10) / 2**10), (0, 0, 1.0), (5, 5, 1.0), (0, 6, 2 / 2**6)],
+)
+def test_mcnemar_is_the_two_sided_sign_test(first: int, second: int, p: float) -> None:
+    assert mcnemar(first, second) == p
+
+
+def test_mcnemar_of_many_images() -> None:
+    """Edwards' chi-square (1948) comes close for many: (|400 - 500| - 1)^2 / 900 = 10.89, p = 0.00097."""
+    assert mcnemar(400, 500) == pytest.approx(0.00097, rel=0.02)

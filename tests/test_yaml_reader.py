@@ -6,7 +6,7 @@ import pytest
 from bad_recipes import TCN4, problem, problems
 
 from kdedge.models import catalog
-from kdedge.recipe import parse_recipe
+from kdedge.recipe_reader import parse_recipe
 from kdedge.yaml_reader import read
 
 
@@ -145,7 +145,7 @@ def test_overrides() -> None:
     [
         ("seed", "expected KEY=VALUE, for example --set networks.teacher.fit.epochs=2"),
         ("=5", "expected KEY=VALUE, for example --set networks.teacher.fit.epochs=2"),
-        ("bech.rounds=1", "unknown key 'bech'; did you mean 'bench'? Keys: name, seed, data, networks, deploy, bench"),
+        ("bech.rounds=1", "unknown key 'bech'; did you mean 'bench'? Keys: name, seed, seeds, variants, data, networks, deploy, bench, reference"),
         ("networks.techer.fit.epochs=1", "unknown key 'techer'; did you mean 'teacher'? Keys: teacher, students"),
         ("networks.teacher.fitt.epochs=1",
          "unknown key 'fitt'; did you mean 'fit'? Keys: model, count, learns, fit, head"),

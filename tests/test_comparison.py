@@ -1,0 +1,221 @@
+"""`results`: the runs of a recipe in one table, held against what `bench` wrote for each of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from tiny_export import write_data
+
+from kdedge.cli import main
+from kdedge.comparison import Difference, ResultRow, Results, results, rows_to_print, sentences
+from kdedge.errors import RunError
+
+STUDY = """
+name: study
+data: {name: fashion-mnist, validation: 200, calibration: 40}
+seeds: [3, 4]
+networks:
+  teacher: {model: mlp-32, fit: {epochs: 2}}
+  student: {model: mlp-8, learns: [{from: teacher, loss: kd}], fit: {epochs: 1}}
+variants:
+  small: {}
+  large: {networks.student.model: mlp-64, networks.student.fit.epochs: 4}
+reference: [{network: student, variant: large, accuracy: 97.26, printed: the slides}]
+deploy: {int8: {max_drop_points: 100}}
+bench: {rounds: 1, seconds: 0.01}
+"""
+RUNS = ("small.seed3", "small.seed4", "large.seed3", "large.seed4")
+
+
+def kdedge(*arguments: object) -> Result:
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="kdedge")
+    assert done.exit_code == 0, done.output
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of two variants and two seeds, distilled, exported and measured by the command line; nobody changes it."""
+    folder = tmp_path_factory.mktemp("study")
+    data = write_data(folder / "data", 400)
+    (folder / "study.yaml").write_text(STUDY)
+    runs = folder / "runs"
+    kdedge("distill", folder / "study.yaml", "--runs", runs, "--data-dir", data, "--device", "cpu")
+    kdedge("export", runs / "study", "--int8", "--data-dir", data)
+    kdedge("bench", "--runs", runs, "--data-dir", data)
+    return runs / "study"
+
+
+@pytest.fixture
+def study(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "study"))
+
+
+def validation(study: Path, run: str) -> dict[tuple[str, str], dict[str, Any]]:
+    rows = json.loads((study / run / "validation.json").read_text())["rows"]
+    return {(row["network"], row["precision"]): row for row in rows}
+
+
+def row(found: Results, variant: str | None, network: str, precision: str) -> ResultRow:
+    (only,) = [r for r in found.rows if (r.variant, r.network, r.precision) == (variant, network, precision)]
+    return only
+
+
+def test_each_variant_with_each_seed_is_a_run_and_the_teacher_is_trained_once_a_seed(study: Path) -> None:
+    assert sorted(path.parent.name for path in study.glob("*/run.json")) == sorted(RUNS)
+    teachers = {
+        json.loads(file.read_text())["weights_sha256"]: file.stat().st_ino
+        for file in sorted(study.glob("*/stages/fit-teacher-*/stage.json"))
+    }
+    assert len(teachers) == 2
+
+
+def test_accuracies_are_those_that_bench_measured(study: Path) -> None:
+    found = results(study)
+    for variant, network in ((None, "teacher"), ("small", "student"), ("large", "student")):
+        for precision in ("fp32", "int8"):
+            seen = [validation(study, f"{variant or 'small'}.seed{seed}")[network, precision] for seed in (3, 4)]
+            of_both = row(found, variant, network, precision)
+            assert (of_both.seeds, of_both.n) == ([3, 4], 400)
+            assert of_both.accuracy == [one["accuracy"] for one in seen]
+            assert of_both.accuracy_mean == pytest.approx(statistics.mean(of_both.accuracy), abs=1e-4)
+            assert of_both.accuracy_sd == pytest.approx(statistics.stdev(of_both.accuracy), abs=1e-4)
+            assert np.trace(of_both.confusion) == sum(one["correct"] for one in seen)
+            assert np.sum(of_both.confusion) == 800
+    assert len(found.rows) == 6  # the teacher is the same in both variants and comes once
+
+
+def test_the_difference_of_two_seeds_has_students_interval(study: Path) -> None:
+    found = results(study)
+    assert [(one.variant, one.baseline, one.network, one.precision) for one in found.differences] == [
+        ("large", "small", "student", "fp32"),
+        ("large", "small", "student", "int8"),
+    ]
+    gains = np.subtract(
+        row(found, "large", "student", "fp32").accuracy, row(found, "small", "student", "fp32").accuracy
+    )
+    half = 12.7062 * gains.std(ddof=1) / np.sqrt(2)  # 97.5% quantile of Student's t, one degree of freedom
+    one = found.differences[0]
+    assert (one.seeds, one.p_value) == (2, None)
+    assert one.points == pytest.approx(gains.mean(), abs=1e-3)
+    assert one.ci95_points == pytest.approx((gains.mean() - half, gains.mean() + half), abs=1e-2)
+    assert one.distinguishable == (abs(gains.mean()) > half)
+
+
+def test_with_one_seed_the_test_images_are_compared(study: Path) -> None:
+    for run in ("small.seed4", "large.seed4"):
+        shutil.rmtree(study / run)
+    (one, _) = results(study).differences
+    right = [
+        (lambda content: content["student merged fp32"] == content["labels"])(np.load(study / run / "predictions.npz"))
+        for run in ("small.seed3", "large.seed3")
+    ]
+    assert (one.seeds, one.points) == (1, pytest.approx(100 * (right[1].mean() - right[0].mean())))
+    assert one.p_value is not None
+    assert one.distinguishable == (one.p_value < 0.05)
+    assert one.ci95_points[0] < one.points < one.ci95_points[1]
+
+
+def test_printed_figures_stand_beside_their_variant(study: Path) -> None:
+    found = results(study)
+    assert [known.accuracy for known in row(found, "large", "student", "int8").reference] == [97.26]
+    assert row(found, "small", "student", "int8").reference == []
+    assert "Printed: the slides." in sentences(found)
+
+
+def test_the_table_and_the_file(study: Path) -> None:
+    header, table = rows_to_print(results(study))
+    assert header[:3] == ["network", "params", "seeds"]
+    assert [line[0] for line in table] == ["teacher", "student small", "student large"]
+    assert table[2][5] == "97.26"
+    assert Results.model_validate_json((study / "results.json").read_text()) == results(study)
+    printed = kdedge("results", study).stdout.splitlines()
+    assert printed[0].split()[0] == "network"
+    assert json.loads(kdedge("results", study, "--json").stdout) == results(study).model_dump(mode="json")
+    assert max(map(len, printed[:4])) <= 80
+
+
+def test_a_run_without_variants_has_one_row_a_network(study: Path) -> None:
+    found = results(study / "small.seed3")
+    assert [(one.variant, one.network, one.precision) for one in found.rows] == [
+        (None, network, precision) for network in ("teacher", "student") for precision in ("fp32", "int8")
+    ]
+    assert found.differences == []
+
+
+def test_a_difference_within_its_noise_is_called_so() -> None:
+    def said(points: float, low: float, high: float, distinguishable: bool) -> str:
+        one = Difference(
+            variant="b",
+            baseline="a",
+            network="student",
+            precision="int8",
+            points=points,
+            ci95_points=(low, high),
+            seeds=3,
+            p_value=None,
+            distinguishable=distinguishable,
+        )
+        return sentences(Results(recipe="r", rows=[], differences=[one], missing=[]))[0]
+
+    assert said(0.2, -0.4, 0.8, False) == (
+        "student int8, b against a: +0.20 points (-0.40 to +0.80, 3 seeds): not distinguishable."
+    )
+    assert said(1.2, 0.4, 2, True) == "student int8, b against a: +1.20 points (+0.40 to +2.00, 3 seeds)."
+
+
+def test_the_gate_of_one_run_does_not_stop_the_others(study: Path, finished: Path) -> None:
+    file = study / "small.seed4" / "run.json"
+    document = json.loads(file.read_text())
+    document["recipe"]["deploy"]["int8"]["max_drop_points"] = 0
+    file.write_text(json.dumps(document))
+    for run in RUNS:
+        shutil.rmtree(study / run / "export")
+    command = ["export", str(study), "--int8", "--data-dir", str(finished.parent.parent / "data")]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 3
+    assert done.stderr.count("lost too much accuracy") == 1 and f"{study / 'small.seed4' / 'export'}" in done.stderr
+    assert all((study / run / "export" / "manifest.json").is_file() for run in RUNS)
+    assert [line for line in done.stdout.splitlines() if "/" in line] == [
+        "study/large.seed3",
+        "study/large.seed4",
+        "study/small.seed3",
+    ]
+
+
+def test_runs_that_are_not_measured_are_named(study: Path) -> None:
+    (study / "large.seed4" / "predictions.npz").unlink()
+    found = results(study)
+    assert found.missing == [str(study / "large.seed4")]
+    assert row(found, "large", "student", "int8").seeds == [3]
+    assert f"Not measured yet: {study / 'large.seed4'}." in sentences(found)
+
+
+def test_nothing_measured(study: Path) -> None:
+    for run in RUNS:
+        (study / run / "predictions.npz").unlink()
+    with pytest.raises(RunError, match="Nothing in .* is measured yet. First: kdedge export"):
+        results(study)
+
+
+def test_damaged_predictions_are_refused(study: Path) -> None:
+    file = study / "small.seed3" / "predictions.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(RunError, match=r"predictions\.npz cannot be read: .*Measure again: kdedge bench"):
+        results(study)
+
+
+def test_measurements_of_other_weights_are_refused(study: Path) -> None:
+    file = study / "small.seed3" / "run.json"
+    document = json.loads(file.read_text())
+    document["stages"][0]["key"] = "0" * 64
+    file.write_text(json.dumps(document))
+    with pytest.raises(RunError, match="was trained again since it was measured"):
+        results(study)
