@@ -1,24 +1,26 @@
 """Speed of our own code against what a user would write, side by side in one run, as ratios.
 
-    python tools/benchmark.py train [--rounds 5] [--json]
+    python tools/benchmark.py train [--rounds 5] [--batch-size N] [--json]
 
 `train` teaches the four students of recipes/tcn4.yaml the teacher's dense vector, on the CPU:
   (a) as in a tutorial: torchvision's dataset and transforms, a DataLoader, the live teacher, one student at a time;
-  (b) with kdedge's own loop: cached targets, images as uint8 tensors, all siblings in one pass.
-Both do the same work on the same images in batches of the same size, and take turns, with memory kept as `distill` keeps
-it, which helps both. An "image" is one image seen by one student.
+  (b) with kdedge's own loop: cached targets, images as uint8 tensors, the siblings side by side.
+Both do the same work on the same images in batches of the same size. They take turns, each in a process of its own, because
+how a process keeps its memory is its own too, and is part of (b). An "image" is one image seen by one student.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import struct
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -36,59 +38,25 @@ from kdedge.distillation import keep_freed_memory
 from kdedge.fit import fit
 from kdedge.losses import MSE
 from kdedge.networks import new_network
-from kdedge.recipe import load_recipe
 from kdedge.targets import compute
+from kdedge.variants import load_recipe
 
 IMAGES = 4096  # an epoch of each loop, short enough to take turns often
-RECIPE = Path(__file__).parent.parent / "recipes" / "tcn4.yaml"
+RECIPE = load_recipe(Path(__file__).parent.parent / "recipes" / "tcn4.yaml")
+STUDENTS = RECIPE.networks["students"]
+
+Epoch = Callable[[int], int]  # trains once over the images, with that seed; gives the number of images seen by students
 
 
-def train(rounds: int) -> dict[str, Any]:
+def train(rounds: int, batch_size: int) -> dict[str, Any]:
     """Images per second of both loops, and their ratio, as medians over rounds."""
-    recipe = load_recipe(RECIPE)
-    data = load(recipe.data.name)
-    teacher, students = new_network(recipe, "teacher").eval(), new_network(recipe, "students")
-    size, flip = recipe.networks["students"].fit.batch_size, recipe.networks["students"].fit.augment.flip
-
-    samples = Samples.to(
-        torch.device("cpu"), data.train_images[:IMAGES], data.train_labels[:IMAGES], data.info, Views(flip)
-    )
-    began = time.perf_counter()
-    cached = compute(teacher, samples, lambda done, total: None)
-    cache_s = time.perf_counter() - began
-    settings = recipe.networks["students"].fit.model_copy(update={"epochs": 1})
-    few = Samples(samples.images[:10], samples.labels[:10], data.info, Views())
-
-    with tempfile.TemporaryDirectory() as folder:
-        loader = _loader(Path(folder), data, flip, size)
-        plain_teacher, plain_students = _plain(teacher), [_plain(member) for member in students.members]
-        optimizers = [torch.optim.Adam(student.parameters()) for student in plain_students]
-
-        def user_loop() -> int:
-            chunk = round_number % len(plain_students)
-            _user_epoch(loader, plain_teacher, plain_students[chunk], optimizers[chunk], chunk)
-            return IMAGES
-
-        def our_loop() -> int:
-            fit(
-                students,
-                [(MSE(source="teacher"), cached)],
-                samples,
-                few,
-                settings,
-                seed=round_number,
-                checkpoint=Path(folder) / "checkpoint",
-                checkpoint_every_s=1e9,
-                watch=lambda seen: None,
-                stop=lambda: False,
-            )
-            return IMAGES * len(students.members)
-
-        user, ours = [], []
-        for round_number in range(rounds + 1):  # the first warms both up and is not counted
-            user.append(_per_s(user_loop))
-            ours.append(_per_s(our_loop))
-    user, ours = user[1:], ours[1:]
+    turns = [_process(_user_loop, batch_size), _process(_our_loop, batch_size)]
+    speeds: list[list[float]] = [[], []]
+    for number in range(rounds + 1):  # the first warms both up and is not counted
+        for turn, speed in zip(turns, speeds, strict=True):
+            turn.send(number)
+            speed.append(turn.recv())
+    user, ours = speeds[0][1:], speeds[1][1:]
     ratios = [b / a for a, b in zip(user, ours, strict=True)]
     return {
         "user_loop_images_per_s": round(statistics.median(user)),
@@ -97,13 +65,78 @@ def train(rounds: int) -> dict[str, Any]:
         "ratio_min": round(min(ratios), 2),
         "ratio_max": round(max(ratios), 2),
         "rounds": rounds,
-        "batch_size": size,
-        # Computing the targets is paid once a teacher: so many seconds for each epoch's worth of images and view.
-        "cache_images_per_s": round(samples.views.count * IMAGES / cache_s),
+        "batch_size": batch_size,
         "threads": torch.get_num_threads(),
         "device": device(),
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
     }
+
+
+def _process(loop: Callable[[Path, int], Epoch], batch_size: int) -> Connection:
+    """A fresh process that trains an epoch for each number it is sent, and answers with images per second."""
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    spawn.Process(target=_take_turns, args=(loop, batch_size, there), daemon=True).start()
+    there.close()  # so that the end of the process is the end of the pipe
+    return here
+
+
+def _take_turns(loop: Callable[[Path, int], Epoch], batch_size: int, pipe: Connection) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        epoch = loop(Path(folder), batch_size)
+        while True:
+            try:
+                number = pipe.recv()
+            except EOFError:
+                return
+            began = time.perf_counter()
+            images = epoch(number)
+            pipe.send(images / (time.perf_counter() - began))
+
+
+def _our_loop(folder: Path, batch_size: int) -> Epoch:
+    """All students on cached targets, as `kdedge distill` trains them."""
+    keep_freed_memory()
+    data = load(RECIPE.data.name)
+    teacher, students = new_network(RECIPE, "teacher").eval(), new_network(RECIPE, "students")
+    settings = STUDENTS.fit.model_copy(update={"epochs": 1, "batch_size": batch_size})
+    views = Views(settings.augment.flip, settings.augment.shift)
+    cpu = torch.device("cpu")
+    samples = Samples.to(cpu, data.train_images[:IMAGES], data.train_labels[:IMAGES], data.info, views)
+    few = Samples(samples.images[:10], samples.labels[:10], data.info, Views())  # fit validates after an epoch
+    cached = compute(teacher, samples, lambda done, total: None)
+
+    def epoch(number: int) -> int:
+        fit(
+            students,
+            [(MSE(source="teacher"), cached)],
+            samples,
+            few,
+            settings,
+            seed=number,
+            checkpoint=folder / "checkpoint",
+            checkpoint_every_s=1e9,
+            watch=lambda seen: None,
+            stop=lambda: False,
+        )
+        return IMAGES * len(students.members)
+
+    return epoch
+
+
+def _user_loop(folder: Path, batch_size: int) -> Epoch:
+    """One student an epoch, in turn, on a live teacher."""
+    loader = _loader(folder, load(RECIPE.data.name), STUDENTS.fit.augment.flip, batch_size)
+    teacher = _plain(new_network(RECIPE, "teacher").eval())
+    students = [_plain(member) for member in new_network(RECIPE, "students").members]
+    optimizers = [torch.optim.Adam(student.parameters()) for student in students]
+
+    def epoch(number: int) -> int:
+        chunk = number % len(students)
+        _user_epoch(loader, teacher, students[chunk], optimizers[chunk], chunk)
+        return IMAGES
+
+    return epoch
 
 
 def _user_epoch(
@@ -157,21 +190,17 @@ def _plain(module: nn.Module) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def _per_s(work: Callable[[], int]) -> float:
-    began = time.perf_counter()
-    images = work()
-    return images / (time.perf_counter() - began)
-
-
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["train"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--batch-size", type=int, default=STUDENTS.fit.batch_size, help="of both; default: the recipe's"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     arguments = parser.parse_args()
-    keep_freed_memory()
-    result = train(arguments.rounds)
+    result = train(arguments.rounds, arguments.batch_size)
     if arguments.json:
         print(json.dumps(result, indent=2))
     else:
