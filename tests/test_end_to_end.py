@@ -92,7 +92,7 @@ def test_distill_tells_what_it_trained(chain: Chain) -> None:
 
 def test_the_run_holds_these_files_and_no_others(chain: Chain) -> None:
     names = sorted(path.name for path in chain.run.iterdir())
-    expected = [".lock", "bench.json", "export", "run.json", "stages", "validation.json"]
+    expected = [".lock", "bench.json", "export", "predictions.npz", "run.json", "stages", "validation.json"]
     assert [name for name in names if name != "targets"] == expected
     stages = sorted(path.name.rpartition("-")[0] for path in (chain.run / "stages").iterdir())
     assert stages == ["fine-tune-students.head", "fit-students", "fit-teacher"]

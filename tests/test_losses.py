@@ -12,13 +12,21 @@ from numpy.typing import NDArray
 
 from kdedge.losses import LOSSES, Lesson
 from kdedge.losses.dense import MSE
-from kdedge.losses.logits import KD, CrossEntropy
+from kdedge.losses.logits import DIST, DKD, KD, CrossEntropy
 
 Array = NDArray[np.float64]
 
 
 def kd(**fields: Any) -> KD:
     return KD.model_validate({"from": "teacher", **fields})
+
+
+def dkd(**fields: Any) -> DKD:
+    return DKD.model_validate({"from": "teacher", **fields})
+
+
+def dist(**fields: Any) -> DIST:
+    return DIST.model_validate({"from": "teacher", **fields})
 
 
 def drawn(batch: int = 7, classes: int = 10) -> tuple[Array, Array, NDArray[np.int64]]:
@@ -79,6 +87,73 @@ def test_kd_blend_is_its_formula(temperature: float, alpha: float) -> None:
     assert found == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("form", ["sum", "blend"])
+@pytest.mark.parametrize("trust", ["right", "confidence", "error"])
+def test_kd_trusts_the_teacher_sample_by_sample(trust: str, form: str) -> None:
+    """As if each sample had been taught alone, with an alpha of its own."""
+    student, teacher, labels = drawn(40)
+    losses = []
+    for i in range(40):
+        p = probabilities(teacher[i : i + 1])[0]
+        knows = {"right": float(p.argmax() == labels[i]), "confidence": p.max(), "error": p[labels[i]]}[trust]
+        lesson = kd(alpha=0.8 * knows, form=form, temperature=3)
+        losses.append(loss_of(lesson, student[i : i + 1], teacher[i : i + 1], labels[i : i + 1]))
+    found = loss_of(kd(alpha=0.8, trust=trust, form=form, temperature=3), student, teacher, labels)
+    assert found == pytest.approx(np.mean(losses), rel=1e-12)
+
+
+def test_kd_standardized_is_its_formula() -> None:
+    """Sun et al. 2024: z-scores in the softened part, the student's own logits against the labels."""
+    student, teacher, labels = drawn()
+    scores = [(z - z.mean(1, keepdims=True)) / z.std(1, ddof=1, keepdims=True) for z in (teacher, student)]
+    soft = cross_entropy(probabilities(scores[0], 2), probabilities(scores[1], 2))
+    hard = cross_entropy(onehot(labels, 10), probabilities(student))
+    found = loss_of(kd(temperature=2, alpha=0.7, standardize=True), student, teacher, labels)
+    assert found == pytest.approx(0.7 * 4 * soft + 0.3 * hard, rel=1e-6)
+
+
+def test_kd_standardized_asks_for_the_order_of_logits_not_for_their_size() -> None:
+    student, teacher, labels = drawn()
+    lesson = kd(alpha=1, standardize=True)
+    assert loss_of(lesson, 5 * student + 3, teacher, labels) == pytest.approx(loss_of(lesson, student, teacher, labels))
+
+
+@pytest.mark.parametrize(("alpha", "beta", "temperature"), [(1.0, 8.0, 4.0), (0.0, 2.0, 1.0), (3.0, 0.0, 2.0)])
+def test_dkd_is_its_formula(alpha: float, beta: float, temperature: float) -> None:
+    """Zhao et al. 2022, Eqs. 1 to 7, class by class."""
+    student, teacher, labels = drawn()
+    p, q = probabilities(teacher, temperature), probabilities(student, temperature)
+    total = 0.0
+    for i, label in enumerate(labels):
+        rest = [j for j in range(10) if j != label]
+        total += alpha * p[i, label] * math.log(p[i, label] / q[i, label])
+        total += alpha * (1 - p[i, label]) * math.log((1 - p[i, label]) / (1 - q[i, label]))
+        for j in rest:
+            among_p, among_q = p[i, j] / p[i, rest].sum(), q[i, j] / q[i, rest].sum()
+            total += beta * among_p * math.log(among_p / among_q)
+    found = loss_of(dkd(alpha=alpha, beta=beta, temperature=temperature), student, teacher, labels)
+    assert found == pytest.approx(temperature**2 * total / len(labels), rel=1e-9)
+
+
+def test_dkd_with_the_teachers_own_weights_is_kd() -> None:
+    """Zhao et al. 2022, Eq. 6: KL = TCKD + (1 - p_label) NCKD, so for one sample beta = 1 - p_label gives KL."""
+    student, teacher, labels = drawn(1)
+    p, q = probabilities(teacher), probabilities(student)
+    found = loss_of(dkd(alpha=1, beta=1 - p[0, labels[0]], temperature=1), student, teacher, labels)
+    assert found == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize(("beta", "gamma", "temperature"), [(2.0, 2.0, 4.0), (1.0, 0.0, 1.0), (0.0, 3.0, 2.0)])
+def test_dist_is_its_formula(beta: float, gamma: float, temperature: float) -> None:
+    """Huang et al. 2022, with numpy's correlation of rows and of columns."""
+    student, teacher, labels = drawn()
+    p, q = probabilities(teacher, temperature), probabilities(student, temperature)
+    rows = np.mean([np.corrcoef(p[i], q[i])[0, 1] for i in range(len(p))])
+    columns = np.mean([np.corrcoef(p[:, j], q[:, j])[0, 1] for j in range(10)])
+    found = loss_of(dist(beta=beta, gamma=gamma, temperature=temperature), student, teacher, labels)
+    assert found == pytest.approx(temperature**2 * (beta * (1 - rows) + gamma * (1 - columns)), rel=1e-6)
+
+
 def test_mse_is_its_formula() -> None:
     student, teacher, labels = drawn(5, 12)
     expected = sum((student[i, j] - teacher[i, j]) ** 2 for i in range(5) for j in range(12)) / 60
@@ -108,6 +183,31 @@ def test_kd_by_hand() -> None:
     # The label is a whole one in the target: it adds log(ROOT + 1) once, not its softened share.
     found = loss_of(kd(temperature=2, alpha=0.5, form="blend"), STUDENT, TEACHER, LABEL)
     assert found == pytest.approx(0.5 * soft + 0.5 * math.log(ROOT + 1))
+
+
+def test_kd_by_hand_where_the_teacher_is_wrong() -> None:
+    """The label is the second class, the teacher's choice the first: only the label counts."""
+    assert loss_of(kd(temperature=2, alpha=0.5, trust="right"), STUDENT, TEACHER, LABEL) == pytest.approx(math.log(4))
+
+
+def test_dkd_by_hand() -> None:
+    """Two classes: there is one other class, so nothing to decide among the others, and KL over two is left."""
+    p, q = 0.9, ROOT / (ROOT + 1)
+    kl = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    assert loss_of(dkd(temperature=2, alpha=0.5), STUDENT, TEACHER, LABEL) == pytest.approx(4 * 0.5 * kl)
+
+
+def test_dist_by_hand() -> None:
+    """Two samples of two classes: each row and column goes up or down alike, a correlation of 1, or against, of -1."""
+    student, same, against = (
+        np.array([[2.0, 1.0], [0.0, 3.0]]),
+        np.array([[5.0, 1.0], [0.0, 1.0]]),
+        np.array([[0.0, 1.0], [3.0, 1.0]]),
+    )
+    assert loss_of(dist(temperature=1), student, same, LABEL) == pytest.approx(0, abs=1e-6)
+    assert loss_of(dist(temperature=1, beta=1, gamma=3), student, against, LABEL) == pytest.approx(
+        1 * 2 + 3 * 2, rel=1e-6
+    )
 
 
 def test_mse_by_hand() -> None:
@@ -148,7 +248,7 @@ def test_t_squared_keeps_the_size_of_the_gradient() -> None:
 
 def test_large_logits_give_finite_losses() -> None:
     student, teacher, labels = drawn()
-    for lesson in (CrossEntropy(), kd(), kd(form="blend")):
+    for lesson in (CrossEntropy(), kd(), kd(form="blend"), kd(standardize=True), kd(trust="error"), dkd(), dist()):
         assert math.isfinite(loss_of(lesson, 1e4 * student, 1e4 * teacher, labels))
 
 
@@ -161,6 +261,10 @@ def test_large_logits_give_finite_losses() -> None:
         kd(temperature=3, alpha=0.0),
         kd(temperature=3, alpha=1.0),
         kd(temperature=3, alpha=0.6, form="blend"),
+        kd(temperature=3, alpha=0.6, trust="right"),
+        kd(temperature=3, alpha=0.6, trust="confidence", standardize=True),
+        dkd(temperature=3),
+        dist(temperature=3),
         MSE.model_validate({"from": "teacher"}),
     ],
     ids=repr,

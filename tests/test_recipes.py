@@ -4,15 +4,21 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_export import write_data
 
+from kdedge.distillation import distill
 from kdedge.plan import parameters, plan
-from kdedge.variants import load_recipe
+from kdedge.recipe import Recipe
+from kdedge.variants import load_recipes
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+EVERY_RUN = [recipe for path in RECIPES for recipe in load_recipes(path)]
 
 TOTALS = {  # Malik et al. 2021, Table 6
+    "conditional": {"teacher": 2_380_938, "student": 94_650},
     "kd": {"teacher": 2_380_938, "student": 94_650},
+    "logits": {"teacher": 2_380_938, "student": 94_650},
     "tcn1": {"teacher": 2_380_938, "students": 94_650},
     "tcn2": {"teacher": 2_380_938, "students": 95_322},
     "tcn4": {"teacher": 2_380_938, "students": 91_242},
@@ -26,10 +32,19 @@ def test_there_are_recipes_and_nothing_else() -> None:
     assert [path for path in (ROOT / "recipes").rglob("*") if path.is_file() and path.suffix != ".yaml"] == []
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_loads_and_plans(path: Path) -> None:
-    recipe = load_recipe(path)
-    assert recipe.name == path.stem
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"), 400)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all, so that a teacher that recipes share is trained once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.mark.parametrize("recipe", EVERY_RUN, ids=lambda recipe: recipe.name)
+def test_a_recipe_plans(recipe: Recipe) -> None:
     stages = plan(recipe, "data")
     assert {stage.network for stage in stages} == set(recipe.networks)
     assert len({stage.key for stage in stages}) == len(stages)
@@ -40,14 +55,30 @@ def test_a_recipe_loads_and_plans(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_runs(path: Path, data: Path, runs: Path) -> None:
+    """On a few hundred images for a few steps."""
+    small = ["data.validation=100", "data.calibration=20"]
+    small += [f"networks.{name}.fit.epochs=1" for name in load_recipes(path)[0].networks]
+    for recipe in load_recipes(path, small):
+        run = distill(recipe, runs=runs, data_dir=data, device="cpu")
+        for stage in run.stages:
+            assert (run.stage(stage.name) / "weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_named_as_its_file(path: Path) -> None:
+    assert {recipe.name.split("/")[0] for recipe in load_recipes(path)} == {path.stem}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_writes_its_gate_out(path: Path) -> None:
     written = yaml.safe_load(path.read_text())
-    assert written["deploy"]["int8"]["max_drop_points"] == load_recipe(path).deploy.int8.max_drop_points
+    assert written["deploy"]["int8"]["max_drop_points"] == load_recipes(path)[0].deploy.int8.max_drop_points
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_has_the_published_sizes_and_tells_them(path: Path) -> None:
-    recipe = load_recipe(path)
+    recipe = load_recipes(path)[0]
     sizes = {name: parameters(recipe, name) for name in recipe.networks}
     assert sizes == TOTALS.get(path.stem, sizes)
     assert [size for size in sizes.values() if f"{size:,}" not in path.read_text()] == []

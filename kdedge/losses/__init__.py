@@ -5,10 +5,10 @@ formulas are methods of the tensors they are given, so `kdedge check` knows ever
 """
 
 from kdedge.losses.dense import MSE
-from kdedge.losses.logits import KD, CrossEntropy
+from kdedge.losses.logits import DIST, DKD, KD, CrossEntropy
 
-__all__ = ["KD", "LOSSES", "MSE", "CrossEntropy", "Lesson"]
+__all__ = ["DIST", "DKD", "KD", "LOSSES", "MSE", "CrossEntropy", "Lesson"]
 
-LOSSES = {"cross_entropy": CrossEntropy, "kd": KD, "mse": MSE}
+LOSSES = {"cross_entropy": CrossEntropy, "dist": DIST, "dkd": DKD, "kd": KD, "mse": MSE}
 
-Lesson = CrossEntropy | KD | MSE
+Lesson = CrossEntropy | DIST | DKD | KD | MSE

@@ -27,25 +27,117 @@ class CrossEntropy(LessonFields):
         return -(1 - self.label_smoothing) * right - self.label_smoothing * log_p.mean()
 
 
+Temperature = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class KD(LessonFields):
     """Distillation of logits z at temperature T, with the labels mixed in by `alpha` (1: teacher only).
 
     `sum` is Hinton et al. 2015, section 2: alpha T^2 CE(softmax(z_t/T), softmax(z_s/T)) + (1 - alpha) CE(y, softmax(z_s)).
     `blend` is the CIFAR-10 study (Bikhazi and Cosic): one target, alpha softmax(z_t/T) + (1 - alpha) onehot(y), compared
     with softmax(z_s/T); the labels are not softened, the student is, and there is no T^2.
+
+    `trust` makes alpha smaller for samples of which the teacher knows less: `right` to 0 where its first choice is not the
+    label (conditional teacher-student learning, Meng et al. 2019), `confidence` by its largest probability, and `error` by
+    the probability that it gives the label, which is exp(-CE) of its own error (after Kim et al. 2019). `standardize`
+    compares logits as z-scores over the classes of a sample (Sun et al. 2024).
     """
 
     what: Literal["logits"] = "logits"
     loss: Literal["kd"] = "kd"
-    temperature: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 4.0
+    temperature: Temperature = 4.0
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
     form: Literal["sum", "blend"] = "sum"
+    trust: Literal["always", "right", "confidence", "error"] = "always"
+    standardize: bool = False
 
     def __call__(self, student: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """Scalar from student and teacher logits, float [batch, classes], and labels, int64 [batch]."""
-        T, alpha = self.temperature, self.alpha
-        soft_log_p = (student / T).log_softmax(1)
-        soft = -((target / T).softmax(1) * soft_log_p).sum(1).mean()
+        T, alpha = self.temperature, self.alpha * self._trusted(target, labels)
+        compared = (_z_scores(student), _z_scores(target)) if self.standardize else (student, target)
+        soft_log_p = (compared[0] / T).log_softmax(1)
+        soft = -((compared[1] / T).softmax(1) * soft_log_p).sum(1)
         hard_log_p = soft_log_p if self.form == "blend" else student.log_softmax(1)
-        hard = -hard_log_p.gather(1, labels.unsqueeze(1)).mean()
-        return alpha * (T * T if self.form == "sum" else 1.0) * soft + (1 - alpha) * hard
+        hard = -hard_log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
+        return (alpha * (T * T if self.form == "sum" else 1.0) * soft + (1 - alpha) * hard).mean()
+
+    def _trusted(self, target: Tensor, labels: Tensor) -> Tensor | float:
+        """Factor of alpha for each sample, float [batch] from 0 to 1."""
+        if self.trust == "right":
+            return (target.argmax(1) == labels).to(target.dtype)
+        if self.trust == "confidence":
+            return target.softmax(1).amax(1)
+        return target.softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1) if self.trust == "error" else 1.0
+
+
+class DKD(LessonFields):
+    """Decoupled distillation: how sure the teacher is of the label, and what it thinks of the other classes, apart.
+
+    Zhao et al. 2022, Eq. 7, times T^2 as in the authors' code: `alpha` KL between the two-way distributions (label, not
+    label), plus `beta` KL between the distributions over the other classes alone. Add a cross_entropy lesson for labels.
+    """
+
+    what: Literal["logits"] = "logits"
+    loss: Literal["dkd"] = "dkd"
+    temperature: Temperature = 4.0
+    alpha: Factor = 1.0
+    beta: Factor = 8.0
+
+    def __call__(self, student: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        """Scalar from student and teacher logits, float [batch, classes], and labels, int64 [batch]."""
+        T = self.temperature
+        others = labels.new_ones(student.shape).scatter(1, labels.unsqueeze(1), 0).bool()
+        (label_s, rest_s, among_s), (label_t, rest_t, among_t) = (
+            _decoupled(logits / T, labels, others) for logits in (student, target)
+        )
+        target_class = _kl(label_t, label_s) + _kl(rest_t, rest_s)
+        return T * T * (self.alpha * target_class + self.beta * _kl(among_t, among_s)).mean()
+
+
+class DIST(LessonFields):
+    """The teacher's order, not its values: 1 - Pearson's correlation of probabilities, at temperature T, times T^2.
+
+    Huang et al. 2022, Eqs. 8 to 10: `beta` over the classes of a sample, `gamma` over the samples of a batch, a class at a
+    time. Add a cross_entropy lesson for the labels.
+    """
+
+    what: Literal["logits"] = "logits"
+    loss: Literal["dist"] = "dist"
+    temperature: Temperature = 4.0
+    beta: Factor = 2.0
+    gamma: Factor = 2.0
+
+    def __call__(self, student: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        """Scalar from student and teacher logits, float [batch, classes]; `labels` are not looked at."""
+        T = self.temperature
+        ours, theirs = ((logits / T).softmax(1) for logits in (student, target))
+        between_classes = 1 - _correlation(ours, theirs).mean()
+        within_classes = 1 - _correlation(ours.T, theirs.T).mean()
+        return T * T * (self.beta * between_classes + self.gamma * within_classes)
+
+
+def _z_scores(logits: Tensor) -> Tensor:
+    """Each sample's logits with mean 0 and standard deviation 1 over the classes."""
+    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
+
+
+def _decoupled(logits: Tensor, labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of the label [batch, 1], of all other classes together [batch, 1], and of the other classes among
+    themselves [batch, classes - 1]. `others` is bool [batch, classes], false at the label."""
+    rest = logits[others].view(len(logits), -1)
+    everything = logits.logsumexp(1, keepdim=True)
+    label = logits.gather(1, labels.unsqueeze(1))
+    return label - everything, rest.logsumexp(1, keepdim=True) - everything, rest.log_softmax(1)
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Each row's terms of KL(p || q), float [batch], from log-probabilities [batch, n]."""
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of each row, float [rows]; 0 where a row does not vary."""
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    correlation: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)
+    return correlation
