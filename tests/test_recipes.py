@@ -19,6 +19,7 @@ TOTALS = {  # Malik et al. 2021, Table 6
     "conditional": {"teacher": 2_380_938, "student": 94_650},
     "kd": {"teacher": 2_380_938, "student": 94_650},
     "logits": {"teacher": 2_380_938, "student": 94_650},
+    "ta_fashion": {"teacher": 2_380_938, "one": 94_650, "two": 95_322, "four": 91_242},
     "tcn1": {"teacher": 2_380_938, "students": 94_650},
     "tcn2": {"teacher": 2_380_938, "students": 95_322},
     "tcn4": {"teacher": 2_380_938, "students": 91_242},
@@ -56,9 +57,10 @@ def test_a_recipe_plans(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_runs(path: Path, data: Path, runs: Path) -> None:
-    """On a few hundred images for a few steps."""
-    small = ["data.validation=100", "data.calibration=20"]
+    """On a few hundred images for a few steps, with one seed."""
+    small = ["data.name=fashion-mnist", "data.validation=100", "data.calibration=20"]
     small += [f"networks.{name}.fit.epochs=1" for name in load_recipes(path)[0].networks]
+    small += ["seeds=[0]"] if yaml.safe_load(path.read_text()).get("seeds") else []
     for recipe in load_recipes(path, small):
         run = distill(recipe, runs=runs, data_dir=data, device="cpu")
         for stage in run.stages:
