@@ -25,7 +25,7 @@ from kdedge.data.load import Dataset, load
 from kdedge.data.splits import Splits, split
 from kdedge.errors import Interrupted, KdedgeError
 from kdedge.fit import Seen, Taught, fit
-from kdedge.losses import CrossEntropy
+from kdedge.losses.logits import CrossEntropy
 from kdedge.models.network import Network, count_parameters
 from kdedge.networks import finished_network, new_network
 from kdedge.plan import Stage, plan

@@ -6,7 +6,9 @@ YAML and says what is wrong with them.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -24,7 +26,7 @@ from pydantic import (
 )
 
 from kdedge.data.catalog import DATASETS
-from kdedge.losses import Lesson
+from kdedge.losses import LOSSES, Lesson
 from kdedge.losses.logits import CrossEntropy
 from kdedge.models import catalog
 from kdedge.recipe_rules import MAX_MEMBERS
@@ -70,6 +72,12 @@ MemberModels = Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=M
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+if TYPE_CHECKING:
+    _AnyLesson = Lesson
+else:  # for pydantic: the class that `loss` names
+    _AnyLesson = Annotated[reduce(or_, LOSSES.values()), Field(discriminator="loss")]
 
 
 class _Fields(BaseModel):
@@ -134,7 +142,7 @@ class Network(_Fields):
         Annotated[ModelName, Tag("one")] | Annotated[MemberModels, Tag("list")], Discriminator(_one_or_list)
     ] = Field(examples=["tcn-student-4"])
     count: int | None = Field(None, ge=1, le=MAX_MEMBERS, description="members of the group; without it, no group")
-    learns: Annotated[tuple[Annotated[Lesson, Field(discriminator="loss")], ...], _FromList] = Field(
+    learns: Annotated[tuple[_AnyLesson, ...], _FromList] = Field(
         (CrossEntropy(),), min_length=1, max_length=64, examples=[[{"from": "teacher", "loss": "mse"}]]
     )
     fit: Fit = Fit()

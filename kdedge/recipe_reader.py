@@ -11,8 +11,8 @@ from pydantic_core import ErrorDetails
 
 from kdedge import recipe_rules
 from kdedge.errors import RecipeError
+from kdedge.losses import LOSSES
 from kdedge.recipe import Augment, Bench, Data, Deploy, Fit, Head, Int8, Network, Recipe, Reference
-from kdedge.recipe_rules import LESSONS
 from kdedge.wording import KeyPath, explain, given, keys, unknown
 from kdedge.yaml_reader import Document, assign, put, read
 
@@ -99,9 +99,9 @@ def _message(details: ErrorDetails, path: KeyPath) -> str:
     """One of pydantic's errors in plain words, with what to write."""
     value, key = details["input"], path[-1]
     if details["type"] == "union_tag_invalid":
-        return unknown("loss", str(value["loss"]), LESSONS)
+        return unknown("loss", str(value["loss"]), LOSSES)
     if details["type"] == "union_tag_not_found":
-        return f"missing; write one of {', '.join(LESSONS)}"
+        return f"missing; write one of {', '.join(LOSSES)}"
     if details["type"] in ("model_type", "model_attributes_type") and len(path) in (2, 4):
         example = "network, such as {model: lenet5}" if len(path) == 2 else "lesson, such as {from: teacher, loss: kd}"
         return f"expected a {example}, got {given(value)}"
@@ -111,7 +111,7 @@ def _message(details: ErrorDetails, path: KeyPath) -> str:
             return f"cross_entropy learns from labels, not from {given(value)}; from a network learn with kd or mse"
         if details["type"] == "missing":
             return "missing; write the name of the network that is learned from"
-        return explain(details, key, LESSONS[loss])
+        return explain(details, key, LOSSES[loss])
     return explain(details, key, _class_at(path[:-1]))
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, cast
+from typing import Any
 
 from kdedge.data.catalog import DATASETS
 from kdedge.losses import LOSSES
-from kdedge.losses.lesson import LessonFields
 from kdedge.models import catalog
 from kdedge.wording import KeyPath, unknown
 
@@ -21,8 +20,7 @@ Finding = tuple[KeyPath, str]
 
 MAX_MEMBERS = 64
 
-LESSONS = cast("dict[str, type[LessonFields]]", LOSSES)
-_WHAT = {name: lesson.model_fields["what"].default for name, lesson in LESSONS.items()}
+_WHAT = {name: lesson.model_fields["what"].default for name, lesson in LOSSES.items()}
 
 
 @dataclass
@@ -149,7 +147,7 @@ def _images(networks: dict[str, _Network], dataset: object) -> Iterator[Finding]
 
 def _chunks(network: _Network, networks: dict[str, _Network]) -> Iterator[Finding]:
     """Members learn equal chunks of a dense vector (Malik et al. 2021, Eq. 3); a head fits one width."""
-    sources = [source for _, loss, source in network.lessons if _WHAT.get(loss) == "dense"]
+    sources = [source for _, loss, source in network.lessons if _WHAT.get(loss) == "dense" and LOSSES[loss].same_width]
     sources += [network.head] if network.head is not None else []
     models = [model for _, model in network.models]
     widths = {_info(model).dense: None for model in models}
@@ -191,8 +189,8 @@ def _logits(network: _Network) -> Iterator[Finding]:
         return
     if not any(_WHAT.get(loss) == "logits" for _, loss, _ in network.lessons):
         source = next((source for _, source in network.sources()), "NETWORK")
-        lessons = " or ".join(loss for loss, what in _WHAT.items() if what == "logits")
-        message = f"nothing teaches its logits; write head: {{from: {source}}}, or add a {lessons} lesson"
+        lessons = ", ".join(loss for loss, what in _WHAT.items() if what == "logits")
+        message = f"nothing teaches its logits; write head: {{from: {source}}}, or add a lesson: {lessons}"
         yield ("networks", network.name), message
 
 

@@ -53,6 +53,16 @@ def test_recipes_named_in_the_readme_exist() -> None:
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
+def test_the_diff_that_shows_how_to_extend_is_in_the_tree() -> None:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    (diff,) = re.findall(r"^```diff\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    files = re.split(r"^\+\+\+ b/(\S+)\n", diff, flags=re.MULTILINE)[1:]
+    assert len(files) == 6
+    for path, added in zip(files[::2], files[1::2], strict=True):
+        lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+        assert [line for line in added.splitlines() if line.removeprefix("+") not in lines] == [], path
+
+
 def test_relative_links_lead_somewhere() -> None:
     for document in (ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")):
         targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text(encoding="utf-8"))

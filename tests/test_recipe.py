@@ -14,15 +14,15 @@ from bad_recipes import HEAD, TCN4, network, problems
 from pydantic import ValidationError
 
 from kdedge.errors import RecipeError
+from kdedge.losses import LOSSES
 from kdedge.losses.logits import KD, CrossEntropy
 from kdedge.models import catalog
 from kdedge.recipe import json_schema
 from kdedge.recipe_reader import _CLASSES, parse_recipe, resolved_recipe
-from kdedge.recipe_rules import LESSONS
 from kdedge.variants import load_recipe, load_recipes, quick
 from kdedge.yaml_reader import read
 
-LOSS_NAMES = ", ".join(LESSONS)
+LOSS_NAMES = ", ".join(LOSSES)
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
 
 # What is read
@@ -336,7 +336,7 @@ def test_json_schema_has_the_keys_of_yaml() -> None:
 
 def test_every_class_of_the_recipe_names_its_keys() -> None:
     """A class that is added to the language has to be found by unknown keys and --set."""
-    known = {kind.__name__ for kind in [*_CLASSES.values(), *LESSONS.values()]}
+    known = {kind.__name__ for kind in [*_CLASSES.values(), *LOSSES.values()]}
     assert set(json_schema()["$defs"]) | {"Recipe"} == known
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from bad_recipes import TCN4, network, problems
+from bad_recipes import HEAD, TCN4, network, problems
+
+from kdedge.recipe_reader import parse_recipe
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,7 @@ def test_dense_vectors_are_learned_in_equal_chunks(line: str, message: str) -> N
 
 def test_logits_need_a_teacher() -> None:
     assert network("{model: kd-student, learns: [{from: t, loss: mse}]}") == (
-        "bad.yaml:5: networks.x: nothing teaches its logits; write head: {from: t}, or add a cross_entropy or kd lesson"
+        "bad.yaml:5: networks.x: nothing teaches its logits; write head: {from: t}, or add a lesson: cross_entropy, dist, dkd, kd"
     )
 
 
@@ -59,3 +61,10 @@ def test_models_see_the_images_of_the_dataset() -> None:
         "models for it: lenet5, vgg16-bn, vgg-student-1, vgg-student-2, vgg-student-4, vgg-student-8"
         for line, name, model in [(5, "teacher", "tcn-teacher"), (8, "students", "tcn-student-4")]
     ]
+
+
+@pytest.mark.parametrize("loss", ["sp", "rkd", "pkt"])
+def test_relations_compare_dense_vectors_of_any_width(loss: str) -> None:
+    lessons = f"[{{from: labels, loss: cross_entropy}}, {{from: t, loss: {loss}}}]"
+    narrow = f"  x: {{model: tcn-student-4, learns: {lessons}}}"
+    assert parse_recipe(HEAD + narrow).networks["x"].dense == 64

@@ -1,5 +1,6 @@
 """Every shipped recipe is right, says what its gate is, and has the published sizes."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,14 @@ TOTALS = {  # Malik et al. 2021, Table 6
     "tcn4": {"teacher": 2_380_938, "students": 91_242},
     "tcn4_joint": {"teacher": 2_380_938, "students": 91_242},
 }
+
+
+def test_the_page_of_recipes_is_made_from_them() -> None:
+    spec = importlib.util.spec_from_file_location("recipes", ROOT / "tools" / "recipes.py")
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert tool.PAGE.read_text(encoding="utf-8") == tool.page(), "run python tools/recipes.py"
 
 
 def test_there_are_recipes_and_nothing_else() -> None:

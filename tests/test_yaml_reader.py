@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from bad_recipes import TCN4, problem, problems
 
+from kdedge.losses import LOSSES
 from kdedge.models import catalog
 from kdedge.recipe_reader import parse_recipe
-from kdedge.recipe_rules import LESSONS
 from kdedge.yaml_reader import read
 
 
@@ -176,7 +176,7 @@ def test_a_problem_inside_of_an_override_names_its_place() -> None:
 def test_overrides_and_the_file_are_told_together() -> None:
     assert problems(TCN4.replace("mse", "msee"), "seed=-1", "x") == [
         "bad.yaml:10: networks.students.learns[0].loss: unknown loss 'msee'; did you mean 'mse'? "
-        f"Losses: {', '.join(LESSONS)}",
+        f"Losses: {', '.join(LOSSES)}",
         "bad.yaml: --set x: expected KEY=VALUE, for example --set networks.teacher.fit.epochs=2",
         "bad.yaml: --set seed=-1: expected a whole number from 0 to 4,294,967,295, got -1",
     ]

@@ -5,10 +5,19 @@ formulas are methods of the tensors they are given, so `kdedge check` knows ever
 """
 
 from kdedge.losses.dense import MSE
+from kdedge.losses.lesson import Lesson
 from kdedge.losses.logits import DIST, DKD, KD, CrossEntropy
+from kdedge.losses.relations import PKT, RKD, SP
 
-__all__ = ["DIST", "DKD", "KD", "LOSSES", "MSE", "CrossEntropy", "Lesson"]
+__all__ = ["LOSSES", "Lesson"]
 
-LOSSES = {"cross_entropy": CrossEntropy, "dist": DIST, "dkd": DKD, "kd": KD, "mse": MSE}
-
-Lesson = CrossEntropy | DIST | DKD | KD | MSE
+LOSSES: dict[str, type[Lesson]] = {
+    "cross_entropy": CrossEntropy,
+    "dist": DIST,
+    "dkd": DKD,
+    "kd": KD,
+    "mse": MSE,
+    "pkt": PKT,
+    "rkd": RKD,
+    "sp": SP,
+}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from kdedge.losses.lesson import LessonFields
+from kdedge.losses.lesson import Lesson
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class MSE(LessonFields):
+class MSE(Lesson):
     """Mean squared error between the student's dense vector and the one it learns.
 
     Malik et al. 2021, Eq. 2, divided by the width of the vector as in the authors' code, so that `weight` means the

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from kdedge.losses.lesson import LessonFields
+from kdedge.losses.lesson import Factor, Lesson
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class CrossEntropy(LessonFields):
+class CrossEntropy(Lesson):
     """Cross-entropy with the labels, optionally smoothed (Szegedy et al. 2016, section 7)."""
 
     source: Literal["labels"] = Field("labels", alias="from")
@@ -28,10 +28,9 @@ class CrossEntropy(LessonFields):
 
 
 Temperature = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class KD(LessonFields):
+class KD(Lesson):
     """Distillation of logits z at temperature T, with the labels mixed in by `alpha` (1: teacher only).
 
     `sum` is Hinton et al. 2015, section 2: alpha T^2 CE(softmax(z_t/T), softmax(z_s/T)) + (1 - alpha) CE(y, softmax(z_s)).
@@ -71,7 +70,7 @@ class KD(LessonFields):
         return target.softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1) if self.trust == "error" else 1.0
 
 
-class DKD(LessonFields):
+class DKD(Lesson):
     """Decoupled distillation: how sure the teacher is of the label, and what it thinks of the other classes, apart.
 
     Zhao et al. 2022, Eq. 7, times T^2 as in the authors' code: `alpha` KL between the two-way distributions (label, not
@@ -95,7 +94,7 @@ class DKD(LessonFields):
         return T * T * (self.alpha * target_class + self.beta * _kl(among_t, among_s)).mean()
 
 
-class DIST(LessonFields):
+class DIST(Lesson):
     """The teacher's order, not its values: 1 - Pearson's correlation of probabilities, at temperature T, times T^2.
 
     Huang et al. 2022, Eqs. 8 to 10: `beta` over the classes of a sample, `gamma` over the samples of a batch, a class at a
