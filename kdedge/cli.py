@@ -275,15 +275,16 @@ def bench(run: Path | None, device: str, threads: int | None, runs: Path, data_d
 
 @main.command()
 @RUN
+@click.option("--against", metavar="VARIANT", help="Compare the others with this variant; by default with the first.")
 @RUNS
 @JSON
-def results(run: Path | None, runs: Path, as_json: bool) -> None:
+def results(run: Path | None, against: str | None, runs: Path, as_json: bool) -> None:
     """Print one table over the variants and seeds of a recipe, and which differences are more than noise."""
     from kdedge.comparison import results, rows_to_print, sentences
     from kdedge.store import newest_run
 
     folder = run or newest_run(runs)
-    found = results(folder)
+    found = results(folder, against)
     if as_json:
         _print_json(found.model_dump(mode="json"))
         return

@@ -1,7 +1,7 @@
 """The story of `results`: the measured runs of a recipe -> one table over its variants and seeds, and what differs.
 
-Every accuracy is that of an exported file on the test split, as `bench` measured it. Variants are compared with the
-first one: over seeds by the interval of the mean difference, with one seed by which test images they get right.
+Every accuracy is that of an exported file on the test split, as `bench` measured it. Variants are compared with one of
+them: over seeds by the interval of the mean difference, with one seed by which test images they get right.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from kdedge.recipe import Recipe, Reference
 from kdedge.recipe_reader import resolved_recipe
 from kdedge.statistics import mcnemar, mean_interval, paired_drop
 from kdedge.store import Run, open_run, read_document, read_manifest, runs_of, write_json
+from kdedge.wording import unknown
 
 Precision = Literal["fp32", "int8"]
 
@@ -85,8 +86,11 @@ class _Measured:
         return next((self.predictions[name] for name in names if name in self.predictions), None)
 
 
-def results(folder: Path) -> Results:
-    """Collect the runs in `folder`, or the one run that it is, and write results.json there. Raises RunError."""
+def results(folder: Path, against: str | None = None) -> Results:
+    """Collect the runs in `folder`, or the one run that it is, and write results.json there. Raises RunError.
+
+    Variants are compared with the one called `against`, by default the first.
+    """
     runs = [open_run(path) for path in runs_of(folder)]
     measured = [_read(run) for run in runs if (run.path / "predictions.npz").is_file()]
     missing = [str(run.path) for run in runs if not (run.path / "predictions.npz").is_file()]
@@ -95,10 +99,12 @@ def results(folder: Path) -> Results:
             f"Nothing in {folder} is measured yet. First: kdedge export {folder} --int8, then kdedge bench {folder}"
         )
     variants: list[str | None] = [*measured[0].recipe.variants] or [None]
+    if against is not None and against not in variants:
+        raise RunError(f"{folder}: {unknown('variant', against, [name for name in variants if name])}")
     measured.sort(key=lambda one: (variants.index(one.recipe.variant), one.recipe.seed))
     found = Results(recipe=measured[0].recipe.name.split("/")[0], rows=_rows(measured), differences=[], missing=missing)
     for network, precision in dict.fromkeys((row.network, row.precision) for row in found.rows):
-        found.differences += _differences(measured, network, precision)
+        found.differences += _differences(measured, network, precision, against)
     write_json(folder / "results.json", found.model_dump(mode="json"))
     return found
 
@@ -185,8 +191,10 @@ def _row(
     )
 
 
-def _differences(measured: list[_Measured], network: str, precision: Precision) -> list[Difference]:
-    """Each variant of a network against its first one, seed by seed."""
+def _differences(
+    measured: list[_Measured], network: str, precision: Precision, against: str | None
+) -> list[Difference]:
+    """Each variant of a network against one of them, seed by seed."""
     right: dict[str, dict[int, NDArray[np.bool_]]] = {}
     keys: dict[str, list[str]] = {}
     for one in measured:
@@ -194,11 +202,11 @@ def _differences(measured: list[_Measured], network: str, precision: Precision) 
         if one.recipe.variant is not None and said is not None:
             right.setdefault(one.recipe.variant, {})[one.recipe.seed] = said == one.labels
             keys.setdefault(one.recipe.variant, []).append(one.keys[network])
-    if not right:
+    baseline = against or next(iter(right), None)
+    if baseline not in right:
         return []
-    baseline, *others = right
     found = []
-    for variant in others:
+    for variant in right:
         seeds = sorted(right[baseline].keys() & right[variant].keys())
         if seeds and keys[variant] != keys[baseline]:
             pairs = [(right[baseline][seed], right[variant][seed]) for seed in seeds]

@@ -93,9 +93,10 @@ class Work:
     stop: Callable[[], bool]
 
     def seen_by(self, network: str) -> Samples:
-        """The training images with the augmentation of `network`."""
-        augment = self.recipe.networks[network].fit.augment
-        return replace(self.train, views=Views(augment.flip, augment.shift))
+        """The training images that `network` sees, with its augmentation."""
+        described = self.recipe.networks[network]
+        seen = self.train.first(**dict(described.view)) if described.view else self.train
+        return replace(seen, views=Views(described.fit.augment.flip, described.fit.augment.shift))
 
     def finished(self, network: str) -> tuple[Network, Stage]:
         """A network that others learn from, on the compute device, and the stage that gave it its final weights."""
@@ -178,8 +179,8 @@ def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Tau
     for lesson in described.learns:
         if lesson.source != "labels" and lesson.source not in sources:
             teacher, taught_by = work.finished(lesson.source)
-            views = work.seen_by(stage.network).views
-            folder = f"targets/{taught_by.key[:16]}-{views.name}"
+            seen = work.seen_by(stage.network).views.name + (f"-{described.view.name}" if described.view else "")
+            folder = f"targets/{taught_by.key[:16]}-{seen}"
             if not (work.run.path / folder).is_dir():
                 _take_over(work, folder)
             sources[lesson.source] = _outputs(

@@ -127,6 +127,18 @@ class Fit(_Fields):
         return {key: value for key, value in fields.items() if key != "momentum" or self.optimizer == "sgd"}
 
 
+class View(_Fields):
+    """What a network sees of the training images; validation and test are always whole."""
+
+    fraction: float | None = Field(None, gt=0, le=1, description="that share of them, the first ones")
+    per_class: int | None = Field(None, ge=1, description="the first so many of each class", examples=[100])
+
+    @property
+    def name(self) -> str:
+        """A name for folders: equal for equal views."""
+        return "-".join(f"{key}{value}" for key, value in self if value is not None)
+
+
 class Head(_Fields):
     """A head that starts as another network's and is then trained alone on the labels."""
 
@@ -146,6 +158,7 @@ class Network(_Fields):
         (CrossEntropy(),), min_length=1, max_length=64, examples=[[{"from": "teacher", "loss": "mse"}]]
     )
     fit: Fit = Fit()
+    view: View | None = None
     head: Head | None = None
 
     @field_validator("count")
@@ -155,6 +168,11 @@ class Network(_Fields):
         if count is not None and isinstance(model, tuple) and count != len(model):
             raise ValueError(f"expected {len(model)}, because `model` lists {len(model)}, got {count}")
         return count
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {key: value for key, value in fields.items() if key != "view" or value is not None}
 
     @property
     def models(self) -> tuple[str, ...]:

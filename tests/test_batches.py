@@ -137,3 +137,20 @@ def test_stable_seeds_differ_and_fit_torch() -> None:
     seeds = {stable_seed(seed, name, step) for seed in range(3) for name in ("a", "b") for step in range(50)}
     assert len(seeds) == 300
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_the_first_samples_of_each_class() -> None:
+    labels = torch.tensor([3, 1, 3, 3, 1, 0, 3, 1])
+    samples = Samples(torch.arange(8).view(8, 1, 1, 1).to(torch.uint8), labels, DATASETS["mnist"])
+
+    def kept(fraction: float | None = None, per_class: int | None = None) -> list[int]:
+        few = samples.first(fraction, per_class)
+        assert torch.equal(few.labels, labels[few.images.flatten().long()])
+        return few.images.flatten().tolist()
+
+    assert kept() == list(range(8))
+    assert kept(per_class=2) == [0, 1, 2, 4, 5]
+    assert kept(per_class=1) == [0, 1, 5]
+    assert kept(fraction=0.5) == [0, 1, 2, 3]
+    assert kept(fraction=0.5, per_class=1) == [0, 1]
+    assert kept(fraction=0.01) == [0]

@@ -109,6 +109,14 @@ def test_the_difference_of_two_seeds_has_students_interval(study: Path) -> None:
     assert one.distinguishable == (abs(gains.mean()) > half)
 
 
+def test_another_variant_can_be_the_one_to_compare_with(study: Path) -> None:
+    usual, turned = results(study).differences, results(study, "large").differences
+    assert [(one.variant, one.baseline) for one in turned] == [("small", "large")] * 2
+    assert [one.points for one in turned] == [-one.points for one in usual]
+    with pytest.raises(RunError, match="unknown variant 'larg'; did you mean 'large'"):
+        results(study, "larg")
+
+
 def test_with_one_seed_the_test_images_are_compared(study: Path) -> None:
     for run in ("small.seed4", "large.seed4"):
         shutil.rmtree(study / run)

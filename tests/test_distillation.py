@@ -226,6 +226,21 @@ def test_students_learn_from_their_teachers_outputs_over_their_own_views(copied:
     torch.testing.assert_close(one["dense"][0], both["dense"][0], rtol=1e-4, atol=1e-5)
 
 
+def test_students_that_see_half_of_the_images_learn_the_teachers_outputs_for_those(
+    copied: Path, data_dir: Path
+) -> None:
+    half = parse_recipe(TINY, overrides=["networks.students.view.fraction=0.5"])
+    run = distill(half, runs=copied, data_dir=data_dir, device="cpu")
+    assert run.stages[0].key == open_run(copied / "tiny").stages[0].key
+    key = run.stages[0].key[:16]
+    all_of_them, first_half = (
+        load_tensors(run.path / "targets" / f"{key}-flip1-shift0{which}" / "outputs.safetensors")
+        for which in ("", "-fraction0.5")
+    )
+    assert (all_of_them["logits"].shape[1], first_half["logits"].shape[1]) == (540, 270)
+    torch.testing.assert_close(first_half["logits"], all_of_them["logits"][:, :270], rtol=1e-4, atol=1e-5)
+
+
 def test_a_deleted_stage_is_made_anew_with_the_same_bytes(copied: Path, finished: Path, data_dir: Path) -> None:
     shutil.rmtree(stage_folder(copied, STUDENTS))
     shutil.rmtree(copied / "tiny" / "targets")

@@ -19,6 +19,7 @@ EVERY_RUN = [recipe for path in RECIPES for recipe in load_recipes(path)]
 TOTALS = {  # Malik et al. 2021, Table 6
     "conditional": {"teacher": 2_380_938, "student": 94_650},
     "kd": {"teacher": 2_380_938, "student": 94_650},
+    "limited": {"teacher": 2_380_938, "student": 94_650},
     "logits": {"teacher": 2_380_938, "student": 94_650},
     "ta_fashion": {"teacher": 2_380_938, "one": 94_650, "two": 95_322, "four": 91_242},
     "tcn1": {"teacher": 2_380_938, "students": 94_650},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -79,6 +79,14 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def first(self, fraction: float | None = None, per_class: int | None = None) -> Samples:
+        """The first `fraction` of the samples, at least one, and of those the first `per_class` of each class."""
+        keep = torch.arange(max(1, round((fraction or 1.0) * len(self))), device=self.images.device)
+        if per_class is not None:
+            one_hot = self.labels[keep].unsqueeze(1) == torch.arange(len(self.info.classes), device=keep.device)
+            keep = keep[one_hot.cumsum(0)[one_hot] <= per_class]  # how many of its class there were, itself included
+        return replace(self, images=self.images[keep], labels=self.labels[keep])
 
     def seen(self, samples: Tensor, views: Tensor) -> Tensor:
         """What a network sees of these samples in these views: float32 [batch, C, H, W], channels last."""
