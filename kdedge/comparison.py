@@ -271,9 +271,13 @@ def _percent(row: ResultRow | None) -> str:
 
 
 def sentences(found: Results) -> list[str]:
-    """What differs and what does not, where the printed figures are from, and what is not measured yet."""
+    """What differs and what does not, where the printed figures are from, and what is not measured yet.
+
+    Differences are told of the files that are shipped: int8, where there is any.
+    """
     said = []
-    for one in found.differences:
+    shipped = "int8" if any(one.precision == "int8" for one in found.differences) else "fp32"
+    for one in [one for one in found.differences if one.precision == shipped]:
         low, high = one.ci95_points
         how = f"{one.seeds} seeds" if one.p_value is None else f"McNemar p = {one.p_value:.2g}"
         verdict = "" if one.distinguishable else ": not distinguishable"

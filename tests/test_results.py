@@ -28,6 +28,12 @@ def test_the_page_is_printed_from_the_json(results: ModuleType) -> None:
     )
 
 
+def test_the_tables_are_printed_from_their_json(results: ModuleType) -> None:
+    for path in results.tables():
+        document = json.loads(path.read_text(encoding="utf-8"))
+        assert path.with_suffix(".md").read_text(encoding="utf-8") == results.table_page(document), path.name
+
+
 def test_every_row_carries_n_seeds_and_spread(results: ModuleType) -> None:
     rows = json.loads(results.RESULTS.read_text(encoding="utf-8"))["rows"]
     assert {(row["system"], row["precision"]) for row in rows} >= {

@@ -1,10 +1,11 @@
-"""Makes docs/results/fashion_mnist.json from runs, and docs/results.md from that file.
+"""Makes docs/results/*.json from runs, and the pages from those files.
 
     python tools/results.py run [--runs DIR] [--seeds 0 1 2] [--recipes teacher tcn4 ...]   distil, export, bench
-    python tools/results.py collect [--runs DIR]                                            runs -> JSON
-    python tools/results.py print                                                           JSON -> docs/results.md
+    python tools/results.py collect [--runs DIR]                   runs -> docs/results/fashion_mnist.json
+    python tools/results.py table --runs DIR/RECIPE                runs of a recipe with variants -> docs/results/RECIPE.json
+    python tools/results.py print                                  docs/results/*.json -> docs/results.md, docs/results/*.md
 
-Each seed has a folder of runs of its own, DIR/seed<N>/, in which all recipes share one teacher.
+`run` and `collect`: each seed has a folder of runs of its own, DIR/seed<N>/, in which all recipes share one teacher.
 """
 
 from __future__ import annotations
@@ -134,6 +135,52 @@ def page(results: Document) -> str:
     return "\n".join(lines) + "\n"
 
 
+def table(folder: Path) -> Document:
+    """What `kdedge results` says of a recipe's runs, with where it was measured."""
+    from kdedge.comparison import results, sentences
+
+    found = results(folder)
+    first = next(folder.glob("*/bench.json")).parent
+    described, manifest, bench = (_read(first / name) for name in ("run.json", "export/manifest.json", "bench.json"))
+    return {
+        "data": described["data"]["name"],
+        "images": described["data"]["train"],
+        **found.model_dump(mode="json", exclude={"rows": {"__all__": {"confusion"}}}),
+        "sentences": sentences(found),
+        "device": bench["device"],
+        "versions": manifest["versions"],
+    }
+
+
+def table_page(results: Document) -> str:
+    """docs/results/RECIPE.md, whole."""
+    device, versions = results["device"], results["versions"]
+    lines = [
+        f"# {results['recipe']}",
+        "",
+        f"Written by `python tools/results.py print` from [{results['recipe']}.json]({results['recipe']}.json), which `table` made.",
+        f"Recipe: [recipes/{results['recipe']}.yaml](../../recipes/{results['recipe']}.yaml), on {results['data']} with {results['images']:,} training images",
+        f"and all {results['rows'][0]['n']:,} test images. Mean ± standard deviation over seeds; every accuracy is that of an exported ONNX",
+        "file in ONNX Runtime. Time is the training of that network alone; speed is over the fp32 teacher of the same run.",
+        "",
+        f"Machine: {device['cpu']}, {device['cores']} cores, CPU class {device['cpu_class']}. "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + ".",
+        "",
+        "| network | variant | parameters | precision | seeds | accuracy % | printed % | train s | speed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        spread = f" ± {row['accuracy_sd']:.2f}" if row["accuracy_sd"] is not None else ""
+        printed = " ".join(f"{known['accuracy']:g}" for known in row["reference"])
+        speed = f"{row['speedup']:.2f}" if row["speedup"] is not None else ""
+        lines.append(
+            f"| {row['network']} | {row['variant'] or ''} | {row['parameters']:,} | {row['precision']} "
+            f"| {', '.join(map(str, row['seeds']))} | {row['accuracy_mean']:.2f}{spread} | {printed} | {row['train_s']:.0f} | {speed} |"
+        )
+    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in results["sentences"])]) + "\n"
+
+
 def _row(system: str, network: str, precision: str, entries: list[Document]) -> Document:
     accuracies = [entry["accuracy"] for entry in entries]
     return {
@@ -162,9 +209,9 @@ def _read(path: Path) -> Document:
 
 
 def main() -> None:
-    """Parse the command line and do one of the three."""
+    """Parse the command line and do one of the four."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "collect", "print"])
+    parser.add_argument("what", choices=["run", "collect", "table", "print"])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
@@ -172,10 +219,24 @@ def main() -> None:
     if arguments.what == "run":
         run(arguments.runs, arguments.seeds, arguments.recipes)
     elif arguments.what == "collect":
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(json.dumps(collect(arguments.runs), indent=1) + "\n", encoding="utf-8")
+        _write(RESULTS, collect(arguments.runs))
+    elif arguments.what == "table":
+        document = table(arguments.runs)
+        _write(RESULTS.with_name(f"{document['recipe']}.json"), document)
     else:
         PAGE.write_text(page(_read(RESULTS)), encoding="utf-8")
+        for path in tables():
+            path.with_suffix(".md").write_text(table_page(_read(path)), encoding="utf-8")
+
+
+def tables() -> list[Path]:
+    """The JSON files of recipes with variants."""
+    return [path for path in sorted(RESULTS.parent.glob("*.json")) if path != RESULTS]
+
+
+def _write(path: Path, document: Document) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
