@@ -6,7 +6,8 @@
   (a) as in a tutorial: torchvision's dataset and transforms, a DataLoader, the live teacher, one student at a time;
   (b) with kdedge's own loop: cached targets, images as uint8 tensors, the siblings side by side.
 Both do the same work on the same images in batches of the same size. They take turns, each in a process of its own, because
-how a process keeps its memory is its own too, and is part of (b). An "image" is one image seen by one student.
+how a process keeps its memory is its own too, and is part of (b). The targets of (b) are computed before, once a teacher.
+An "image" is one image seen by one student.
 """
 
 from __future__ import annotations
