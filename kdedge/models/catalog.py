@@ -31,6 +31,7 @@ MODELS = {
     "tcn-student-1": ModelInfo(_MNIST, 256, 92_080, _TCN),
     "tcn-student-2": ModelInfo(_MNIST, 128, 46_376, _TCN),
     "tcn-student-4": ModelInfo(_MNIST, 64, 22_168, _TCN),
+    "tcn-student-8": ModelInfo(_MNIST, 32, 4_995, "ours, of the 5.00k that Malik et al. 2021, Table 6, print"),
     "tcn-student-4x": ModelInfo(_MNIST, 64, 85_744, _TCN),
     "kd-student": ModelInfo(_MNIST, 256, 92_080, _TCN),
     "mlp-1200": ModelInfo(_MNIST, 1200, 2_383_200, "784-1200-1200, Hinton et al. 2015, section 3"),
