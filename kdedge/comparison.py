@@ -71,7 +71,6 @@ class Results(BaseModel):
 class _Measured:
     """One run, as `distill`, `export` and `bench` left it."""
 
-    run: Run
     recipe: Recipe
     labels: NDArray[np.int32]  # [n]
     predictions: dict[str, NDArray[np.int32]]  # by "network role precision"
@@ -126,7 +125,6 @@ def _read(run: Run) -> _Measured:
         seconds[stage.network] = seconds.get(stage.network, 0.0) + took
     whole = ("teacher", "merged")
     return _Measured(
-        run=run,
         recipe=resolved_recipe(run.recipe, str(run.path / "run.json")),
         labels=labels,
         predictions=arrays,
