@@ -176,17 +176,16 @@ def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Tau
     if described.head is not None:
         network.head.load_state_dict(work.finished(described.head.source)[0].head.state_dict())
     sources: dict[str, Targets] = {}
-    for lesson in described.learns:
-        if lesson.source != "labels" and lesson.source not in sources:
-            teacher, taught_by = work.finished(lesson.source)
+    for source in (source for lesson in described.learns for source in lesson.sources):
+        if source != "labels" and source not in sources:
+            teacher, taught_by = work.finished(source)
             seen = work.seen_by(stage.network).views.name + (f"-{described.view.name}" if described.view else "")
             folder = f"targets/{taught_by.key[:16]}-{seen}"
             if not (work.run.path / folder).is_dir():
                 _take_over(work, folder)
-            sources[lesson.source] = _outputs(
-                work, stage, lesson.source, teacher, work.run.path / folder, settings.epochs
-            )
-    return network, settings, [(lesson, sources.get(lesson.source)) for lesson in described.learns], None
+            sources[source] = _outputs(work, stage, source, teacher, work.run.path / folder, settings.epochs)
+    taught = [(lesson.share(), sources.get(source)) for lesson in described.learns for source in lesson.sources]
+    return network, settings, taught, None
 
 
 def _outputs(work: Work, stage: Stage, name: str, network: Network, folder: Path, epochs: int) -> Targets:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -27,6 +26,7 @@ from pydantic import (
 
 from kdedge.data.catalog import DATASETS
 from kdedge.losses import LOSSES, Lesson
+from kdedge.losses.lesson import FromList, one_or_list
 from kdedge.losses.logits import CrossEntropy
 from kdedge.models import catalog
 from kdedge.recipe_rules import MAX_MEMBERS
@@ -51,13 +51,6 @@ def _not_reserved(name: str) -> str:
     return name
 
 
-def _one_or_list(value: object) -> str:
-    return "list" if isinstance(value, list | tuple) else "one"
-
-
-# YAML and JSON have lists, frozen classes have tuples.
-_FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 # A folder within the folder of runs; of a variant with a seed: tcn4/wide.seed1
 RunName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}(/[a-z0-9][a-z0-9._-]{0,95})?$")]
@@ -68,7 +61,7 @@ ModelName = Annotated[
     AfterValidator(_known_model),
     Field(description=f"one of {', '.join(catalog.names())}", examples=[*catalog.MODELS]),
 ]
-MemberModels = Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=MAX_MEMBERS), _FromList]
+MemberModels = Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=MAX_MEMBERS), FromList]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -151,10 +144,10 @@ class Network(_Fields):
     """A model, or a group of models that share the dense vector they learn in equal chunks."""
 
     model: Annotated[
-        Annotated[ModelName, Tag("one")] | Annotated[MemberModels, Tag("list")], Discriminator(_one_or_list)
+        Annotated[ModelName, Tag("one")] | Annotated[MemberModels, Tag("list")], Discriminator(one_or_list)
     ] = Field(examples=["tcn-student-4"])
     count: int | None = Field(None, ge=1, le=MAX_MEMBERS, description="members of the group; without it, no group")
-    learns: Annotated[tuple[_AnyLesson, ...], _FromList] = Field(
+    learns: Annotated[tuple[_AnyLesson, ...], FromList] = Field(
         (CrossEntropy(),), min_length=1, max_length=64, examples=[[{"from": "teacher", "loss": "mse"}]]
     )
     fit: Fit = Fit()
@@ -188,7 +181,8 @@ class Network(_Fields):
     def sources(self) -> tuple[str, ...]:
         """The networks that the lessons and the head learn from, each once, without the labels."""
         heads = [self.head.source] if self.head else []
-        return tuple(dict.fromkeys(s for s in [*(lesson.source for lesson in self.learns), *heads] if s != "labels"))
+        lessons = (source for lesson in self.learns for source in lesson.sources)
+        return tuple(dict.fromkeys(source for source in [*lessons, *heads] if source != "labels"))
 
     @property
     def dense(self) -> int:
@@ -230,7 +224,7 @@ class Recipe(_Fields):
 
     name: RunName = Field(examples=["tcn4"])
     seed: Seed = 0
-    seeds: Annotated[tuple[Seed, ...], _FromList] = Field(
+    seeds: Annotated[tuple[Seed, ...], FromList] = Field(
         (), max_length=100, description="run with each; not with `seed`"
     )
     variants: dict[Slug, dict[str, Any]] = Field(
@@ -247,7 +241,7 @@ class Recipe(_Fields):
     )
     deploy: Deploy = Deploy()
     bench: Bench = Bench()
-    reference: Annotated[tuple[Reference, ...], _FromList] = Field((), max_length=1000)
+    reference: Annotated[tuple[Reference, ...], FromList] = Field((), max_length=1000)
 
     @property
     def variant(self) -> str | None:

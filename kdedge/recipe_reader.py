@@ -91,6 +91,7 @@ def _path(details: ErrorDetails) -> KeyPath:
             path = path[:2]
         elif path[2:3] == ("learns",):
             path = path[:4] + path[5:]
+            path = path[:5] + path[6:] if path[4:5] == ("from",) else path
         elif path[2:3] == ("model",):
             path = path[:3] + path[4:]
     return (*path, "loss") if details["type"].startswith("union_tag") else path

@@ -30,7 +30,7 @@ class _Network:
     name: str
     models: list[tuple[KeyPath, str]] = field(default_factory=list)  # where and which, one a member; empty: not known
     is_group: bool = False
-    lessons: list[tuple[KeyPath, str, str]] = field(default_factory=list)  # where, loss ("" when not known), from
+    lessons: list[tuple[KeyPath, str, str]] = field(default_factory=list)  # where `from` is, loss ("": not known), from
     lessons_known: bool = True
     head: str | None = None  # the network it comes from
     head_known: bool = True
@@ -41,7 +41,7 @@ class _Network:
 
     def sources(self) -> Iterator[tuple[KeyPath, str]]:
         """Where `from` stands, and the network that it names."""
-        yield from (((*at, "from"), source) for at, _, source in self.lessons if source != "labels")
+        yield from ((at, source) for at, _, source in self.lessons if source != "labels")
         if self.head is not None:
             yield ("networks", self.name, "head", "from"), self.head
 
@@ -96,8 +96,10 @@ def _network(name: str, value: dict[str, Any], refused: Collection[KeyPath]) -> 
             continue
         source = lesson.get("from", "labels")
         loss = lesson.get("loss") if ("learns", n, "loss") not in bad else ""
-        if isinstance(source, str):
-            network.lessons.append(((*at, "learns", n), loss or "", source))
+        place: KeyPath = (*at, "learns", n, "from")
+        several = isinstance(source, list | tuple)
+        found = [((*place, i), one) for i, one in enumerate(source)] if several else [(place, source)]
+        network.lessons += [(where, loss or "", one) for where, one in found if isinstance(one, str)]
 
     network.head_known = "head" not in bad_keys
     if isinstance(head := value.get("head"), dict) and isinstance(head.get("from"), str):
@@ -114,7 +116,11 @@ def _names(networks: dict[str, _Network], names: list[str]) -> Iterator[Finding]
                 yield at, unknown("network", source, [name for name in names if name != network.name])
         for at, loss, source in network.lessons:
             if source == "labels" and loss not in ("", "cross_entropy"):
-                yield (*at, "from"), f"{loss} learns from a network; from labels learn with loss: cross_entropy"
+                yield at, f"{loss} learns from a network; from labels learn with loss: cross_entropy"
+        several = [(at[:5], at, source) for at, _, source in network.lessons if len(at) > 5]
+        for n, (lesson, at, source) in enumerate(several):
+            if any((lesson, source) == (other, before) for other, _, before in several[:n]):
+                yield at, f"{source!r} is in the list twice"
 
 
 def _cycles(networks: dict[str, _Network]) -> Iterator[Finding]:

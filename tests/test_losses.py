@@ -95,6 +95,21 @@ def test_kd_trusts_the_teacher_sample_by_sample(trust: str, form: str) -> None:
     assert found == pytest.approx(np.mean(losses), rel=1e-12)
 
 
+@pytest.mark.parametrize("form", ["sum", "blend"])
+def test_kd_from_several_networks_is_kd_from_the_mean_of_their_softened_outputs(form: str) -> None:
+    """Hinton et al. 2015, section 2, on the arithmetic mean of the ensemble's predictive distributions."""
+    student, first, labels = drawn()
+    second, third = first[::-1].copy(), -first
+    soft = (probabilities(first, 3) + probabilities(second, 3) + probabilities(third, 3)) / 3
+    blend = cross_entropy(0.7 * soft + 0.3 * onehot(labels, 10), probabilities(student, 3))
+    summed = 0.7 * 9 * cross_entropy(soft, probabilities(student, 3))
+    summed += 0.3 * cross_entropy(onehot(labels, 10), probabilities(student))
+    lesson = KD.model_validate({"from": ["a", "b", "c"], "weight": 2, "temperature": 3, "alpha": 0.7, "form": form})
+    share = lesson.share()
+    found = sum(share.weight * loss_of(share, student, target, labels) for target in (first, second, third))
+    assert found == pytest.approx(2 * (blend if form == "blend" else summed), rel=1e-12)
+
+
 def test_kd_standardized_is_its_formula() -> None:
     """Sun et al. 2024: z-scores in the softened part, the student's own logits against the labels."""
     student, teacher, labels = drawn()

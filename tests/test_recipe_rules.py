@@ -32,6 +32,26 @@ def test_dense_vectors_are_learned_in_equal_chunks(line: str, message: str) -> N
     assert network(line) == f"bad.yaml:5: networks.x.{message}"
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{from: [t, u], loss: kd}", "from[1]: unknown network 'u'. Networks: t"),
+        ("{from: [t, t], loss: kd}", "from[1]: 't' is in the list twice"),
+        ("{from: [t, x], loss: kd}", "from[1]: 'x' cannot learn from itself"),
+        (
+            "{from: [labels, t], loss: kd}",
+            "from[0]: kd learns from a network; from labels learn with loss: cross_entropy",
+        ),
+        ("{from: [], loss: kd}", "from: empty; at least one entry is needed"),
+        ("{from: [t, 3], loss: kd}", "from[1]: expected text, got 3"),
+        ("{from: 3, loss: kd}", "from: expected text, got 3"),
+        ("{from: [t, t], loss: cross_entropy}", "from: cross_entropy learns from labels, not from a list"),
+    ],
+)
+def test_a_list_of_networks_to_learn_from(line: str, message: str) -> None:
+    assert network(f"{{model: kd-student, learns: [{line}]}}").startswith(f"bad.yaml:5: networks.x.learns[0].{message}")
+
+
 def test_logits_need_a_teacher() -> None:
     assert network("{model: kd-student, learns: [{from: t, loss: mse}]}") == (
         "bad.yaml:5: networks.x: nothing teaches its logits; write head: {from: t}, or add a lesson: cross_entropy, dist, dkd, kd"

@@ -18,6 +18,7 @@ EVERY_RUN = [recipe for path in RECIPES for recipe in load_recipes(path)]
 
 TOTALS = {  # Malik et al. 2021, Table 6
     "conditional": {"teacher": 2_380_938, "student": 94_650},
+    "ensemble": {"teacher": 2_380_938, "second": 2_380_938, "third": 2_380_938, "student": 94_650},
     "kd": {"teacher": 2_380_938, "student": 94_650},
     "limited": {"teacher": 2_380_938, "student": 94_650},
     "logits": {"teacher": 2_380_938, "student": 94_650},

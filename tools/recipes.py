@@ -58,7 +58,7 @@ def _row(recipe: Recipe, name: str, network: Network) -> str:
 
 def _lesson(lesson: Lesson, members: int) -> str:
     what = f"{lesson.what} x{members}" if lesson.what == "dense" and members > 1 else lesson.what
-    return f"{lesson.loss} ({what} of {lesson.source})"
+    return f"{lesson.loss} ({what} of {', '.join(lesson.sources)})"
 
 
 def _changes(settings: dict[str, object]) -> str:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+# YAML and JSON have lists, frozen classes have tuples.
+FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+
+def one_or_list(value: object) -> str:
+    """Which branch of a union a value belongs to, so that only its problems are told."""
+    return "list" if isinstance(value, list | tuple) else "one"
 
 
 class Lesson(BaseModel):
@@ -19,10 +27,27 @@ class Lesson(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     same_width: ClassVar[bool] = True  # whether the vectors that are compared must have one width
 
-    source: str = Field(alias="from", description="`labels`, or the network that is learned from")
+    source: Annotated[
+        Annotated[str, Tag("one")]
+        | Annotated[tuple[str, ...], FromList, Field(min_length=1, max_length=64), Tag("list")],
+        Discriminator(one_or_list),
+    ] = Field(alias="from", description="`labels`, the network that is learned from, or several: the mean over them")
     weight: Weight = Field(1.0, description="factor of this lesson in the sum of all lessons")
     what: str
     loss: str
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All that it learns from: `labels`, or networks."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    def share(self) -> Lesson:
+        """This lesson with the weight that each of its sources has.
+
+        The mean of the losses is, but for a constant, the loss on the mean of the targets, where a target enters linearly: kd
+        from several networks is kd from the mean of their softened outputs (Hinton et al. 2015, section 2).
+        """
+        return self if len(self.sources) == 1 else self.model_copy(update={"weight": self.weight / len(self.sources)})
 
     def __call__(self, student: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """Scalar: the loss of a batch. Each class of the shelf has its own."""
