@@ -1,4 +1,4 @@
-"""Losses on logits: the labels' cross-entropy and Hinton's distillation in its two published forms."""
+"""Losses on logits: the labels' cross-entropy, Hinton's distillation in its published forms, DKD and DIST."""
 
 from __future__ import annotations
 
