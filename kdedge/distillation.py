@@ -54,8 +54,8 @@ def distill(
     progress = progress or Quiet()
     recipe = made_quick(recipe) if quick else recipe
     compute = _device(device)
-    dataset = load(recipe.data.name, data_dir)
     wanted = recipe.data
+    dataset = load(wanted.name, data_dir, wanted.as_)
     cut = split(len(dataset.train_labels), wanted.split_seed, wanted.validation, wanted.calibration, wanted.limit)
     stages = plan(recipe, f"{dataset.fingerprint}/{cut.fingerprint}")
     run = _describe(Path(runs) / recipe.name, recipe, quick, dataset, cut, stages)
@@ -204,6 +204,7 @@ def _outputs(work: Work, stage: Stage, name: str, network: Network, folder: Path
 def _describe(path: Path, recipe: Recipe, quick: bool, dataset: Dataset, cut: Splits, stages: list[Stage]) -> store.Run:
     data = {
         "name": dataset.name,
+        **({"as": recipe.data.as_} if recipe.data.as_ else {}),
         "origin": dataset.origin,
         "fingerprint": dataset.fingerprint,
         "train": len(cut.train),

@@ -96,8 +96,8 @@ def describe(recipe: Recipe, runs: Path, data_dir: Path | None) -> dict[str, Any
 
     note, fingerprint = None, None
     try:
-        data = load(recipe.data.name, data_dir)
         wanted = recipe.data
+        data = load(wanted.name, data_dir, wanted.as_)
         cut = split(len(data.train_labels), wanted.split_seed, wanted.validation, wanted.calibration, wanted.limit)
         fingerprint = f"{data.fingerprint}/{cut.fingerprint}"
     except DataError as error:

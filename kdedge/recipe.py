@@ -24,6 +24,7 @@ from pydantic import (
     model_serializer,
 )
 
+from kdedge.data import catalog as datasets
 from kdedge.data.catalog import DATASETS
 from kdedge.losses import LOSSES, Lesson
 from kdedge.losses.lesson import FromList, one_or_list
@@ -88,10 +89,27 @@ class Data(_Fields):
     """The images, and how the training set is cut; the test set is never touched."""
 
     name: DatasetName = Field(examples=["fashion-mnist"])
+    as_: datasets.As | None = Field(
+        None,
+        alias="as",
+        description="rgb32: images of 28x28 padded to 32x32, on three channels, for networks of CIFAR-10",
+    )
     split_seed: Seed = 0
     validation: int = Field(5000, ge=100, description="training images kept for selection and gates")
     calibration: int = Field(512, ge=1, description="training images kept for int8 calibration")
     limit: int | None = Field(None, ge=1, description="train on that many images only")
+
+    @field_validator("as_")
+    @classmethod
+    def _fits(cls, as_: datasets.As | None, info: ValidationInfo) -> datasets.As | None:
+        if "name" in info.data:
+            datasets.find(info.data["name"], as_)
+        return as_
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {key: value for key, value in fields.items() if key not in ("as", "as_") or value is not None}
 
 
 class Fit(_Fields):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from kdedge.data.catalog import DATASETS
+from kdedge.data import catalog as datasets
 from kdedge.losses import LOSSES
 from kdedge.models import catalog
 from kdedge.wording import KeyPath, unknown
@@ -57,7 +57,8 @@ def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Find
     yield from _names(networks, list(written))
     yield from _cycles(networks)
     data = recipe.get("data")
-    yield from _images(networks, data.get("name") if isinstance(data, dict) else None)
+    if isinstance(data, dict) and "name" in data and not {("data",), ("data", "name"), ("data", "as")} & {*refused}:
+        yield from _images(networks, data["name"], data.get("as"))
     for network in networks.values():
         yield from _chunks(network, networks)
         yield from _logits(network)
@@ -140,15 +141,15 @@ def _cycles(networks: dict[str, _Network]) -> Iterator[Finding]:
         yield edges[cycle[0]].pop(cycle[1]), f"networks learn from each other in a cycle: {' -> '.join(cycle)}"
 
 
-def _images(networks: dict[str, _Network], dataset: object) -> Iterator[Finding]:
-    if not isinstance(dataset, str) or dataset not in DATASETS:
-        return
-    shape = DATASETS[dataset].shape
+def _images(networks: dict[str, _Network], dataset: str, as_: datasets.As | None) -> Iterator[Finding]:
+    shape = datasets.find(dataset, as_).shape
+    name = f"{dataset} as {as_}" if as_ else dataset
     fits = ", ".join(name for name in catalog.names() if _info(name.replace("mlp-H", "mlp-1")).image == shape)
     for network in networks.values():
         for at, model in dict.fromkeys(network.models):
             if (sees := _info(model).image) != shape:
-                yield at, f"{model} sees {_by(sees)} images, {dataset} has {_by(shape)}; models for it: {fits}"
+                other = "; or write as: rgb32 in `data`" if (shape, sees) == ((1, 28, 28), (3, 32, 32)) else ""
+                yield at, f"{model} sees {_by(sees)} images, {name} has {_by(shape)}; models for it: {fits}{other}"
 
 
 def _chunks(network: _Network, networks: dict[str, _Network]) -> Iterator[Finding]:

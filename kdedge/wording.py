@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable
 from types import NoneType, UnionType
-from typing import Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel
@@ -84,8 +84,8 @@ def explain(error: ErrorDetails, key: str | int, model: type[BaseModel]) -> str:
             return "empty; at least one entry is needed"
         case "too_long":
             return f"expected at most {error['ctx']['max_length']} entries, got {len(value)}"
-        case "literal_error" if field is not None and len(get_args(field.annotation)) > 1 and isinstance(value, str):
-            return unknown(str(key), value, get_args(field.annotation))
+        case "literal_error" if field is not None and len(get_args(_kind(field))) > 1 and isinstance(value, str):
+            return unknown(str(key), value, get_args(_kind(field)))
         case _:
             return f"expected {'text' if field is None else expected(field)}, got {given(value)}"
 
@@ -97,9 +97,7 @@ def _flow(value: object) -> str:
 
 def expected(field: FieldInfo) -> str:
     """What a field takes, from its type and limits: `a whole number from 1 to 100000`."""
-    kind = field.annotation
-    if get_origin(kind) in (Union, UnionType):
-        kind = next(part for part in get_args(kind) if part is not NoneType)
+    kind = _kind(field)
     if get_origin(kind) is Literal:
         return " or ".join(repr(choice) for choice in get_args(kind))
     if kind is int or kind is float:
@@ -109,6 +107,13 @@ def expected(field: FieldInfo) -> str:
     if field.examples:
         return f"a value such as {_flow(field.examples[0])}"
     return "true or false" if kind is bool else "text"
+
+
+def _kind(field: FieldInfo) -> Any:
+    """The type of a field; of one that may be left out, without the None."""
+    if get_origin(field.annotation) in (Union, UnionType):
+        return next(part for part in get_args(field.annotation) if part is not NoneType)
+    return field.annotation
 
 
 def _limits(field: FieldInfo) -> str:

@@ -24,7 +24,7 @@ import pytest
 
 from kdedge.data import load as load_module
 from kdedge.data.catalog import DATASETS
-from kdedge.data.load import load
+from kdedge.data.load import load, load_recorded
 from kdedge.data.splits import split
 from kdedge.errors import DataError
 
@@ -309,6 +309,22 @@ def test_idx_arrays_are_exact_and_writable(idx_folder: Path) -> None:
     assert np.array_equal(dataset.test_images, pixels(3, 28, 28, seed=1).reshape(3, 1, 28, 28))
     assert dataset.train_labels.tolist() == [0, 1, 2, 3, 4, 5] and dataset.test_labels.tolist() == [9, 8, 7]
     assert dataset.train_images.flags.writeable and dataset.train_labels.flags.writeable  # torch warns otherwise
+
+
+def test_images_as_rgb32_are_padded_with_background_and_have_equal_channels(idx_folder: Path) -> None:
+    plain, wide = load("mnist", idx_folder.parent), load("mnist", idx_folder.parent, "rgb32")
+    for given, images in ((plain.train_images, wide.train_images), (plain.test_images, wide.test_images)):
+        expected = np.zeros((len(given), 3, 32, 32), np.uint8)
+        expected[:, :, 2:30, 2:30] = given  # one channel on three
+        assert images.dtype == np.uint8 and np.array_equal(images, expected)
+    assert wide.info == dataclasses.replace(plain.info, shape=(3, 32, 32))
+    assert wide.fingerprint != plain.fingerprint
+    assert (
+        load_recorded({"name": "mnist", "as": "rgb32", "fingerprint": wide.fingerprint}, idx_folder.parent).info
+        == wide.info
+    )
+    with pytest.raises(DataError, match="is not the data of this run"):
+        load_recorded({"name": "mnist", "fingerprint": wide.fingerprint}, idx_folder.parent)
 
 
 def test_fingerprint_is_the_same_for_gz_and_plain_and_changes_with_any_byte(idx_folder: Path, tmp_path: Path) -> None:

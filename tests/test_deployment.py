@@ -11,6 +11,7 @@ import onnx
 import pytest
 from tiny_export import write_data
 
+from kdedge.benchmark import bench
 from kdedge.deployment import export, roles, rows_to_print
 from kdedge.distillation import distill
 from kdedge.errors import DataError, GateError, KdedgeError, RunError
@@ -34,6 +35,7 @@ ALONE = """
 name: alone
 data: {name: fashion-mnist, validation: 200, calibration: 40}
 networks: {only: {model: mlp-8, fit: {epochs: 1}}}
+bench: {rounds: 1, seconds: 0.01}
 deploy: {int8: {max_drop_points: 0}}
 """
 PIECES = ["teacher", "students.0", "students.1", "students.2", "students.3", "students.head", "students.merged"]
@@ -143,6 +145,19 @@ def test_the_table_has_a_line_for_each_file(exported: tuple[Path, Manifest]) -> 
     assert [row[0] for row in rows] == [file.path for file in exported[1].files]
     assert {len(row) for row in rows} == {len(header)}
     assert rows[0][1] == "203,530"
+
+
+def test_a_file_takes_the_images_that_its_network_was_trained_on(data: Path, tmp_path: Path) -> None:
+    text = (
+        ALONE.replace("fashion-mnist,", "fashion-mnist, as: rgb32,")
+        .replace("mlp-8", "lenet5")
+        .replace(": 0}", ": 100}")
+    )
+    run = distill(parse_recipe(text), runs=tmp_path, device="cpu", data_dir=data)
+    for file in export(run, data_dir=data).files:
+        assert file.inputs[0].model_dump() == {"name": "image", "dtype": "uint8", "shape": ["batch", 3, 32, 32]}
+    measured = bench(run, data_dir=data).validation.rows
+    assert [row.n for row in measured] == [400, 400]  # of the test split, which has to be 3x32x32 as well
 
 
 def test_exporting_again_gives_the_same_bytes(alone: Run, data: Path) -> None:

@@ -143,6 +143,11 @@ def test_recipes_are_frozen() -> None:
         recipe.seed = 1  # type: ignore[misc]
 
 
+def test_what_images_are_shown_as_is_written_out_when_it_is_given() -> None:
+    text = "name: a\ndata: {name: mnist, as: rgb32}\nnetworks: {t: {model: lenet5}}\n"
+    assert parse_recipe(text).resolved()["data"]["as"] == "rgb32"
+
+
 def test_momentum_is_written_out_for_sgd_only() -> None:
     recipe = parse_recipe(TCN4, overrides=["networks.teacher.fit.optimizer=sgd"])
     fits = [network["fit"] for network in recipe.resolved()["networks"].values()]

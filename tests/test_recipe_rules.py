@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from bad_recipes import HEAD, TCN4, network, problems
 
+from kdedge.models import catalog
 from kdedge.recipe_reader import parse_recipe
 
 
@@ -81,6 +82,27 @@ def test_models_see_the_images_of_the_dataset() -> None:
         "models for it: lenet5, vgg16-bn, vgg-student-1, vgg-student-2, vgg-student-4, vgg-student-8"
         for line, name, model in [(5, "teacher", "tcn-teacher"), (8, "students", "tcn-student-4")]
     ]
+
+
+def test_images_of_one_channel_can_be_shown_to_networks_of_cifar10() -> None:
+    text = "name: a\ndata: {name: mnist, as: rgb32}\nnetworks:\n  t: {model: lenet5}\n"
+    assert parse_recipe(text).networks["t"].models == ("lenet5",)
+    assert problems(text, "data.as=rgb") == ["bad.yaml: --set data.as=rgb: expected 'rgb32', got 'rgb'"]
+    assert problems(text, "data.name=cifar10") == [
+        "bad.yaml:2: data.as: rgb32 is for images of 1 x 28 x 28, cifar10 has 3 x 32 x 32; remove it"
+    ]
+    (wide,) = problems(text.replace("lenet5", "mlp-3"))
+    assert wide.startswith(
+        "bad.yaml:4: networks.t.model: mlp-3 sees 1 x 28 x 28 images, mnist as rgb32 has 3 x 32 x 32; "
+    )
+    assert wide.endswith(
+        "; models for it: " + ", ".join(n for n, m in catalog.MODELS.items() if m.image == (3, 32, 32))
+    )
+    (narrow,) = problems(text.replace(", as: rgb32", ""))
+    assert narrow.startswith(
+        "bad.yaml:4: networks.t.model: lenet5 sees 3 x 32 x 32 images, mnist has 1 x 28 x 28; models"
+    )
+    assert narrow.endswith(", mlp-H; or write as: rgb32 in `data`")
 
 
 @pytest.mark.parametrize("loss", ["sp", "rkd", "pkt"])

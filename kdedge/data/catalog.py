@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -37,3 +37,20 @@ DATASETS = {
     "mnist": DatasetInfo((1, 28, 28), tuple("0123456789"), 33, 0.3081, "idx", "MNIST", "MNIST/raw"),
     "cifar10": DatasetInfo((3, 32, 32), _THINGS, 121, 0.2516, "cifar", "CIFAR10", "cifar-10-batches-py"),
 }
+
+As = Literal["rgb32"]
+
+
+def find(name: str, as_: As | None = None) -> DatasetInfo:
+    """Facts about the dataset `name`; as "rgb32" its images are what networks for CIFAR-10 see.
+
+    The pixels keep their normalisation. Raises KeyError for an unknown name, ValueError for images that are others than
+    MNIST's already.
+    """
+    info = DATASETS[name]
+    if as_ is None:
+        return info
+    if info.shape != (1, 28, 28):
+        shape = " x ".join(map(str, info.shape))
+        raise ValueError(f"rgb32 is for images of 1 x 28 x 28, {name} has {shape}; remove it")
+    return replace(info, shape=(3, 32, 32))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdedge.data import cifar, idx
-from kdedge.data.catalog import DATASETS, DatasetInfo
+from kdedge.data.catalog import DATASETS, As, DatasetInfo, find
 from kdedge.errors import DataError
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")  # where Debian's dataset packages put theirs
@@ -43,8 +43,8 @@ class Dataset:
     test_labels: NDArray[np.int64]
 
 
-def load(name: str, data_dir: Path | None = None) -> Dataset:
-    """Find dataset `name` and read it.
+def load(name: str, data_dir: Path | None = None, as_: As | None = None) -> Dataset:
+    """Find dataset `name` and read it; as "rgb32", images of 1x28x28 become 3x32x32.
 
     Searched in this order: `data_dir`/<name> (without `data_dir`: KDEDGE_DATA/<name>), Debian's package, the user's
     cache, into which torchvision then downloads it. Raises DataError when it is nowhere or not what it claims to be.
@@ -52,6 +52,7 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     if name not in DATASETS:
         raise DataError(f"There is no dataset {name!r}. Choose one of {', '.join(DATASETS)}.")
     info = DATASETS[name]
+    seen = find(name, as_)
     try:
         places = _places(name, info, data_dir)
         if not any(place.is_dir() for place in places):
@@ -63,13 +64,15 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         test_images, test_labels = _READERS[info.format](folder, "test", info)
     except OSError as error:
         raise DataError(f"{error.filename or name}: cannot be read: {error.strerror or error}") from None
+    if as_ is not None:
+        train_images, test_images = _rgb32(train_images), _rgb32(test_images)
     arrays = (train_images, train_labels, test_images, test_labels)
-    return Dataset(name, info, str(folder), _fingerprint(*arrays), *arrays)
+    return Dataset(name, seen, str(folder), _fingerprint(*arrays), *arrays)
 
 
 def load_recorded(recorded: Mapping[str, Any], data_dir: Path | None = None) -> Dataset:
-    """The dataset that a run recorded: its `name` and `fingerprint`. Raises DataError when this is not the same data."""
-    dataset = load(recorded["name"], data_dir)
+    """The dataset that a run recorded: its `name`, `as` what, and `fingerprint`. Raises DataError when it is another."""
+    dataset = load(recorded["name"], data_dir, recorded.get("as"))
     if dataset.fingerprint != recorded["fingerprint"]:
         raise DataError(
             f"{dataset.origin} is not the data of this run: expected {dataset.name} with fingerprint "
@@ -131,6 +134,11 @@ def _download_whole(info: DatasetInfo, folder: Path) -> None:
                     raise
     finally:
         socket.setdefaulttimeout(timeout_s)
+
+
+def _rgb32(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Uint8 [N, 1, 28, 28] to [N, 3, 32, 32]: a border of two pixels of background, which is 0, and equal channels."""
+    return np.repeat(np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2))), 3, axis=1)
 
 
 def _fingerprint(*arrays: NDArray[np.uint8] | NDArray[np.int64]) -> str:
