@@ -95,7 +95,7 @@ class Work:
     def seen_by(self, network: str) -> Samples:
         """The training images that `network` sees, with its augmentation."""
         described = self.recipe.networks[network]
-        seen = self.train.first(**dict(described.view)) if described.view else self.train
+        seen = self.train.part(**dict(described.view)) if described.view else self.train
         return replace(seen, views=Views(described.fit.augment.flip, described.fit.augment.shift))
 
     def finished(self, network: str) -> tuple[Network, Stage]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -31,7 +33,7 @@ from kdedge.losses.lesson import FromList, one_or_list
 from kdedge.losses.logits import CrossEntropy
 from kdedge.models import catalog
 from kdedge.recipe_rules import MAX_MEMBERS
-from kdedge.wording import unknown
+from kdedge.wording import given, unknown
 
 
 def _known_dataset(name: str) -> str:
@@ -44,6 +46,12 @@ def _known_model(name: str) -> str:
     if catalog.find(name) is None:
         raise ValueError(unknown("model", name, catalog.names()))
     return name
+
+
+def _name_or_number(value: object) -> object:
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise ValueError(f"expected the name or the number of a class, got {given(value)}")
+    return value
 
 
 def _not_reserved(name: str) -> str:
@@ -62,6 +70,7 @@ ModelName = Annotated[
     AfterValidator(_known_model),
     Field(description=f"one of {', '.join(catalog.names())}", examples=[*catalog.MODELS]),
 ]
+ClassName = Annotated[str | int, BeforeValidator(_name_or_number)]
 MemberModels = Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=MAX_MEMBERS), FromList]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -143,11 +152,21 @@ class View(_Fields):
 
     fraction: float | None = Field(None, gt=0, le=1, description="that share of them, the first ones")
     per_class: int | None = Field(None, ge=1, description="the first so many of each class", examples=[100])
+    classes: Annotated[tuple[ClassName, ...], FromList, Field(min_length=1)] | None = Field(
+        None, description="only images of these classes, by name or number", examples=[["Shirt", "Coat"]]
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {key: value for key, value in fields.items() if key != "classes" or value is not None}
 
     @property
     def name(self) -> str:
         """A name for folders: equal for equal views."""
-        return "-".join(f"{key}{value}" for key, value in self if value is not None)
+        classes = None if self.classes is None else "+".join(quote(str(one), safe="") for one in self.classes)
+        parts = {"fraction": self.fraction, "per_class": self.per_class, "classes": classes}
+        return "-".join(f"{key}{value}" for key, value in parts.items() if value is not None)
 
 
 class Head(_Fields):

@@ -59,6 +59,7 @@ def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Find
     data = recipe.get("data")
     if isinstance(data, dict) and "name" in data and not {("data",), ("data", "name"), ("data", "as")} & {*refused}:
         yield from _images(networks, data["name"], data.get("as"))
+        yield from _classes(written, datasets.find(data["name"], data.get("as")), refused)
     for network in networks.values():
         yield from _chunks(network, networks)
         yield from _logits(network)
@@ -150,6 +151,26 @@ def _images(networks: dict[str, _Network], dataset: str, as_: datasets.As | None
             if (sees := _info(model).image) != shape:
                 other = "; or write as: rgb32 in `data`" if (shape, sees) == ((1, 28, 28), (3, 32, 32)) else ""
                 yield at, f"{model} sees {_by(sees)} images, {name} has {_by(shape)}; models for it: {fits}{other}"
+
+
+def _classes(written: dict[str, Any], data: datasets.DatasetInfo, refused: Collection[KeyPath]) -> Iterator[Finding]:
+    """The classes that a view leaves are classes of the dataset."""
+    for name, network in written.items():
+        view = network.get("view") if isinstance(network, dict) else None
+        classes = view.get("classes") if isinstance(view, dict) else None
+        seen = set()
+        for n, one in enumerate(classes if isinstance(classes, list | tuple) else ()):
+            at: KeyPath = ("networks", name, "view", "classes", n)
+            if at in refused:
+                continue
+            if isinstance(one, str) and one not in data.classes:
+                yield at, unknown("class", one, data.classes)
+            elif isinstance(one, int) and not 0 <= one < len(data.classes):
+                yield at, f"expected a class from 0 to {len(data.classes) - 1}, got {one}"
+            elif (number := data.class_number(one)) in seen:
+                yield at, f"{one!r} is in the list twice"
+            else:
+                seen.add(number)
 
 
 def _chunks(network: _Network, networks: dict[str, _Network]) -> Iterator[Finding]:

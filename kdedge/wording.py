@@ -58,7 +58,7 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     meant = nearest(name, choices)
     guess = f"; did you mean {meant!r}?" if meant else "."
-    plural = "losses" if kind == "loss" else f"{kind}s"
+    plural = f"{kind}es" if kind.endswith("s") else f"{kind}s"
     listed = f" {plural.capitalize()}: {', '.join(choices[:30])}" if choices else f" There are no {plural} here"
     return f"unknown {kind} {shorten(repr(name))}{guess}{listed}{', ...' if len(choices) > 30 else ''}"
 

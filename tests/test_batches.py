@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kdedge.data.batches import Batch, Samples, Views, all_views, batches, normalise, pixel_scale, stable_seed
 from kdedge.data.catalog import DATASETS
+from kdedge.errors import DataError
 
 CPU = torch.device("cpu")
 FASHION, CIFAR = DATASETS["fashion-mnist"], DATASETS["cifar10"]
@@ -139,12 +140,12 @@ def test_stable_seeds_differ_and_fit_torch() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_the_first_samples_of_each_class() -> None:
+def test_a_part_of_the_samples() -> None:
     labels = torch.tensor([3, 1, 3, 3, 1, 0, 3, 1])
     samples = Samples(torch.arange(8).view(8, 1, 1, 1).to(torch.uint8), labels, DATASETS["mnist"])
 
-    def kept(fraction: float | None = None, per_class: int | None = None) -> list[int]:
-        few = samples.first(fraction, per_class)
+    def kept(fraction: float | None = None, per_class: int | None = None, *classes: str | int) -> list[int]:
+        few = samples.part(fraction, per_class, classes or None)
         assert torch.equal(few.labels, labels[few.images.flatten().long()])
         return few.images.flatten().tolist()
 
@@ -154,3 +155,8 @@ def test_the_first_samples_of_each_class() -> None:
     assert kept(fraction=0.5) == [0, 1, 2, 3]
     assert kept(fraction=0.5, per_class=1) == [0, 1]
     assert kept(fraction=0.01) == [0]
+    assert kept(None, None, "1", 0) == [1, 4, 5, 7]
+    assert kept(0.5, None, 3) == [0, 2]  # half of that class
+    assert kept(None, 1, 3, 1) == [0, 1]
+    with pytest.raises(DataError, match="None of the 8 images to train on is of these classes: 2, 9"):
+        kept(None, None, 2, "9")

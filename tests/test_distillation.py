@@ -22,11 +22,14 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
 
 from kdedge import store
+from kdedge.data.load import load
+from kdedge.data.splits import split
 from kdedge.distillation import distill, summary
 from kdedge.errors import Interrupted, KdedgeError, RunError, TrainingError
 from kdedge.progress import Quiet
@@ -239,6 +242,16 @@ def test_students_that_see_half_of_the_images_learn_the_teachers_outputs_for_tho
     )
     assert (all_of_them["logits"].shape[1], first_half["logits"].shape[1]) == (540, 270)
     torch.testing.assert_close(first_half["logits"], all_of_them["logits"][:, :270], rtol=1e-4, atol=1e-5)
+
+
+def test_a_specialist_sees_the_images_of_its_classes(copied: Path, data_dir: Path) -> None:
+    some = parse_recipe(TINY, overrides=["networks.students.view={classes: [Bag, 0]}"])
+    run = distill(some, runs=copied, data_dir=data_dir, device="cpu")
+    assert run.stages[0].key == open_run(copied / "tiny").stages[0].key
+    dataset = load("fashion-mnist", data_dir)
+    labels = dataset.train_labels[split(700, 0, 100, 60).train]
+    folder = run.path / "targets" / f"{run.stages[0].key[:16]}-flip1-shift0-classesBag+0"
+    assert load_tensors(folder / "outputs.safetensors")["logits"].shape[1] == np.isin(labels, [0, 8]).sum()
 
 
 def test_a_deleted_stage_is_made_anew_with_the_same_bytes(copied: Path, finished: Path, data_dir: Path) -> None:

@@ -148,6 +148,18 @@ def test_what_images_are_shown_as_is_written_out_when_it_is_given() -> None:
     assert parse_recipe(text).resolved()["data"]["as"] == "rgb32"
 
 
+def test_a_view_is_named_by_the_images_that_it_leaves() -> None:
+    views = ("{fraction: 0.5, per_class: 3}", "{classes: [T-shirt/top, 3]}")
+    networks = [f"x{n}: {{model: kd-student, view: {view}}}" for n, view in enumerate(views)]
+    both, some = parse_recipe(
+        f"name: a\ndata: {{name: fashion-mnist}}\nnetworks: {{{', '.join(networks)}}}"
+    ).networks.values()
+    assert both.view is not None and some.view is not None
+    assert (both.view.name, some.view.name) == ("fraction0.5-per_class3", "classesT-shirt%2Ftop+3")
+    assert both.view.model_dump() == {"fraction": 0.5, "per_class": 3}  # keys of stages from before there were classes
+    assert some.view.model_dump() == {"fraction": None, "per_class": None, "classes": ("T-shirt/top", 3)}
+
+
 def test_momentum_is_written_out_for_sgd_only() -> None:
     recipe = parse_recipe(TCN4, overrides=["networks.teacher.fit.optimizer=sgd"])
     fits = [network["fit"] for network in recipe.resolved()["networks"].values()]

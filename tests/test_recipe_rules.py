@@ -105,6 +105,23 @@ def test_images_of_one_channel_can_be_shown_to_networks_of_cifar10() -> None:
     assert narrow.endswith(", mlp-H; or write as: rgb32 in `data`")
 
 
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("[Ankle boots]", "[0]: unknown class 'Ankle boots'; did you mean 'Ankle boot'? Classes: T-shirt/top, Trouser"),
+        ("[Coat, 10]", "[1]: expected a class from 0 to 9, got 10"),
+        ("[4, Coat]", "[1]: 'Coat' is in the list twice"),
+        ("[3.5]", "[0]: expected the name or the number of a class, got 3.5"),
+        ("[true]", "[0]: expected the name or the number of a class, got true"),
+        ("[]", ": empty; write for example `classes: [Shirt, Coat]`"),
+        ("Coat", ": expected a value such as [Shirt, Coat], got 'Coat'"),
+    ],
+)
+def test_a_view_has_classes_of_the_dataset(classes: str, message: str) -> None:
+    found = network(f"{{model: kd-student, view: {{classes: {classes}}}}}")
+    assert found.startswith(f"bad.yaml:5: networks.x.view.classes{message}")
+
+
 @pytest.mark.parametrize("loss", ["sp", "rkd", "pkt"])
 def test_relations_compare_dense_vectors_of_any_width(loss: str) -> None:
     lessons = f"[{{from: labels, loss: cross_entropy}}, {{from: t, loss: {loss}}}]"

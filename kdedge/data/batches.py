@@ -7,7 +7,7 @@ network's outputs over all of them can be computed once (targets.py).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdedge.data.catalog import DatasetInfo
+from kdedge.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,22 @@ class Samples:
     def __len__(self) -> int:
         return len(self.images)
 
-    def first(self, fraction: float | None = None, per_class: int | None = None) -> Samples:
-        """The first `fraction` of the samples, at least one, and of those the first `per_class` of each class."""
-        keep = torch.arange(max(1, round((fraction or 1.0) * len(self))), device=self.images.device)
+    def part(
+        self, fraction: float | None = None, per_class: int | None = None, classes: Sequence[str | int] | None = None
+    ) -> Samples:
+        """Of the samples of `classes` the first `fraction`, at least one, and of those the first `per_class` of each class.
+
+        Raises DataError when there is no sample of these classes.
+        """
+        keep = torch.arange(len(self), device=self.images.device)
+        if classes is not None:
+            numbers = torch.tensor([self.info.class_number(one) for one in classes], device=keep.device)
+            keep = keep[torch.isin(self.labels, numbers)]
+        if not len(keep):
+            raise DataError(
+                f"None of the {len(self):,} images to train on is of these classes: {', '.join(map(str, classes or ()))}"
+            )
+        keep = keep[: max(1, round((fraction or 1.0) * len(keep)))]
         if per_class is not None:
             one_hot = self.labels[keep].unsqueeze(1) == torch.arange(len(self.info.classes), device=keep.device)
             keep = keep[one_hot.cumsum(0)[one_hot] <= per_class]  # how many of its class there were, itself included

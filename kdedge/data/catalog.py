@@ -23,6 +23,10 @@ class DatasetInfo:
     torchvision_folder: str  # where that class leaves the files, under its root
     debian_package: str | None = None  # puts the files into /usr/share/datasets/<name>
 
+    def class_number(self, given: str | int) -> int:
+        """Number of the class that is given by its number or by its name. Raises ValueError for an unknown name."""
+        return given if isinstance(given, int) else self.classes.index(given)
+
 
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
