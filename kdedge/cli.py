@@ -196,6 +196,8 @@ def distill(
             for network in documents[-1]["networks"]:
                 accuracy = f"{network['validation_accuracy']:.2f}% on validation"
                 click.echo(f"{network['name']}: {accuracy}, {network['parameters']:,} parameters")
+                if losses := network.get("member_losses"):
+                    click.echo(f"  loss of each member: {' '.join(f'{loss:.4f}' for loss in losses)}")
     if as_json:
         _print_runs(documents)
         return

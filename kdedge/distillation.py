@@ -24,10 +24,10 @@ from kdedge.data.batches import Samples, Views, stable_seed
 from kdedge.data.load import Dataset, load
 from kdedge.data.splits import Splits, split
 from kdedge.errors import Interrupted, KdedgeError
-from kdedge.fit import Seen, Taught, fit
+from kdedge.fit import Seen, Taught, fit, member_losses
 from kdedge.losses.logits import CrossEntropy
 from kdedge.models.network import Network, count_parameters
-from kdedge.networks import finished_network, new_network
+from kdedge.networks import finished_network, new_network, with_new_members
 from kdedge.plan import Stage, plan
 from kdedge.progress import Quiet
 from kdedge.recipe import Fit, Recipe
@@ -116,7 +116,7 @@ def carry_out(work: Work, stage: Stage) -> None:
         work.progress.update(stage.name, seen.step, seen.steps, detail)
 
     try:
-        network, settings, taught, frozen = _prepare(work, stage, scratch)
+        network, settings, taught, frozen, known = _prepare(work, stage, scratch)
         history = fit(
             network,
             taught,
@@ -147,6 +147,9 @@ def carry_out(work: Work, stage: Stage) -> None:
             "parents": list(stage.parents),
             "weights_sha256": store.sha256(folder / "weights.safetensors"),
             "parameters": count_parameters(network),
+            "models": network.models,
+            **known,
+            **_of_members(work, stage, network),
             "history": history,
             "seconds": round(time.monotonic() - began, 1),
             "device": str(work.train.images.device),
@@ -157,9 +160,9 @@ def carry_out(work: Work, stage: Stage) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Taught, Targets | None]:
+def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Taught, Targets | None, dict[str, Any]]:
     """What `fit` needs for a stage: the network, its settings, its lessons, and its frozen dense vectors if only the
-    head learns."""
+    head learns. And what the stage's record says of it."""
     described = work.recipe.networks[stage.network]
     device = work.train.images.device
     if stage.kind == "fine-tune":
@@ -169,12 +172,16 @@ def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Tau
         network = finished_network(work.run, work.recipe, stage.network, stage.parents[0]).to(device)
         frozen = _outputs(work, stage, stage.network, network, scratch, epochs)
         # Malik et al. 2021, Eq. 6: cross-entropy on the labels, the students frozen.
-        return network, settings, [(CrossEntropy(), None)], frozen
+        return network, settings, [(CrossEntropy(), None)], frozen, {}
 
     settings = described.fit
-    network = new_network(work.recipe, stage.network).to(device)
-    if described.head is not None:
-        network.head.load_state_dict(work.finished(described.head.source)[0].head.state_dict())
+    known: dict[str, Any] = {}
+    if stage.kind == "improve":
+        network, known = _improved(work, stage)
+    else:
+        network = new_network(work.recipe, stage.network).to(device)
+        if described.head is not None:
+            network.head.load_state_dict(work.finished(described.head.source)[0].head.state_dict())
     sources: dict[str, Targets] = {}
     for source in (source for lesson in described.learns for source in lesson.sources):
         if source != "labels" and source not in sources:
@@ -185,7 +192,30 @@ def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Tau
                 _take_over(work, folder)
             sources[source] = _outputs(work, stage, source, teacher, work.run.path / folder, settings.epochs)
     taught = [(lesson.share(), sources.get(source)) for lesson in described.learns for source in lesson.sources]
-    return network, settings, taught, None
+    return network, settings, taught, None, known
+
+
+def _improved(work: Work, stage: Stage) -> tuple[Network, dict[str, Any]]:
+    """The finished group with fresh members where it was worst, and which these are."""
+    improve = work.recipe.networks[stage.network].improve
+    assert improve is not None
+    network = finished_network(work.run, work.recipe, stage.network, stage.parents[0]).to(work.train.images.device)
+    losses = _of_members(work, stage, network)["member_losses"]
+    replaced = sorted(sorted(range(len(losses)), key=lambda n: -losses[n])[: improve.worst])
+    said = ", ".join(f"{stage.network}.{n} (loss {losses[n]:.4f})" for n in replaced)
+    work.progress.note(f"{stage.name}: {improve.model} replaces {said}")
+    return with_new_members(network, replaced, work.recipe, stage.network), {"replaced": replaced}
+
+
+def _of_members(work: Work, stage: Stage, network: Network) -> dict[str, list[float]]:
+    """The loss of each member on the validation images, if it has one of its own and was trained in this stage."""
+    described = work.recipe.networks[stage.network]
+    if stage.kind == "fine-tune" or not described.learns_in_chunks:
+        return {}
+    lessons = [(lesson.share(), source) for lesson in described.learns for source in lesson.sources]
+    teachers = {source: work.finished(source)[0] for _, source in lessons}
+    taught = [(lesson, teachers[source]) for lesson, source in lessons]
+    return {"member_losses": member_losses(network, taught, work.validation)}
 
 
 def _outputs(work: Work, stage: Stage, name: str, network: Network, folder: Path, epochs: int) -> Targets:
@@ -296,13 +326,11 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 def summary(run: store.Run) -> dict[str, Any]:
     """What `distill` says of a finished run: each network's size and validation accuracy, and the record of each stage."""
     records = [store.read_document(run.stage(stage.name) / "stage.json") for stage in run.stages]
-    networks = {}  # a later stage of the same network replaces the earlier one
+    networks: dict[str, dict[str, Any]] = {}  # what a later stage of the same network says replaces the earlier one's
     for stage, record in zip(run.stages, records, strict=True):
-        networks[stage.network] = {
-            "name": stage.network,
-            "parameters": record["parameters"],
-            "validation_accuracy": record["history"][-1]["validation_accuracy"],
-        }
+        said = networks.setdefault(stage.network, {"name": stage.network})
+        said |= {key: record[key] for key in ("parameters", "models", "replaced", "member_losses") if key in record}
+        said["validation_accuracy"] = record["history"][-1]["validation_accuracy"]
     return {
         "recipe": run.name,
         "run": str(run.path),

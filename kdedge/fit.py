@@ -21,7 +21,7 @@ from kdedge.losses import Lesson
 from kdedge.models.network import Network
 from kdedge.recipe import Fit
 from kdedge.store import write_bytes
-from kdedge.targets import Targets
+from kdedge.targets import Targets, compute
 
 CHECK_EVERY_STEPS = 20  # reading a loss waits for the device, so losses are looked at this often
 VALIDATION_BATCH = 500
@@ -166,6 +166,21 @@ def accuracy(network: Network, data: Samples) -> float:
         ):
             right += (network(normalise(images, data.info)).argmax(1) == labels).sum()
     return 100 * right.item() / len(data)
+
+
+def member_losses(network: Network, teachers: Sequence[tuple[Lesson, Network]], data: Samples) -> list[float]:
+    """Loss of each member's own chunk of the dense vector on `data`, as it is (Malik et al. 2021, Tables 1 and 4)."""
+
+    def chunks(of: Network) -> tuple[Tensor, ...]:
+        return compute(of, data, progress=lambda done, total: None).dense[0].chunk(len(network.members), 1)
+
+    learned = chunks(network)
+    given = {id(teacher): chunks(teacher) for _, teacher in teachers}
+    losses = [
+        sum(lesson.weight * lesson(learned[n], given[id(teacher)][n], data.labels) for lesson, teacher in teachers)
+        for n in range(len(network.members))
+    ]
+    return [float(loss) for loss in losses]
 
 
 def lr_at(settings: Fit, step: int, steps: int) -> float:

@@ -17,12 +17,15 @@ from kdedge.recipe import Recipe
 TRAINING_FORMAT = 1
 
 
+Kind = Literal["fit", "improve", "fine-tune"]
+
+
 @dataclass(frozen=True)
 class Stage:
     """One training stage. Two stages with the same key would give the same weights, byte for byte, on one machine."""
 
     name: str  # "fit students", "fine-tune students.head"
-    kind: Literal["fit", "fine-tune"]
+    kind: Kind
     network: str
     parents: tuple[str, ...]  # names of the stages whose weights it reads
     key: str  # hex SHA-256 of config, parents' keys, data and seed
@@ -38,7 +41,7 @@ def plan(recipe: Recipe, data_fingerprint: str) -> list[Stage]:
     stages: dict[str, Stage] = {}
     last: dict[str, Stage] = {}  # the stage that gives a network its final weights
 
-    def add(name: str, kind: Literal["fit", "fine-tune"], network: str, parents: list[Stage], config: Any) -> None:
+    def add(name: str, kind: Kind, network: str, parents: list[Stage], config: Any) -> None:
         content = {
             "training_format": TRAINING_FORMAT,
             "kind": kind,
@@ -54,8 +57,12 @@ def plan(recipe: Recipe, data_fingerprint: str) -> list[Stage]:
     for name in in_order(recipe):
         network = recipe.networks[name]
         parents = [last[source] for source in network.sources]
-        config = network.model_dump(mode="json", by_alias=True, exclude={"head": {"fine_tune_epochs", "fine_tune_lr"}})
+        config = network.model_dump(  # without what has a stage of its own
+            mode="json", by_alias=True, exclude={"improve": True, "head": {"fine_tune_epochs", "fine_tune_lr"}}
+        )
         add(f"fit {name}", "fit", name, parents, config)
+        if network.improve is not None:
+            add(f"improve {name}", "improve", name, [last[name], *parents], network.improve.model_dump())
         if network.head is not None and network.head.fine_tune_epochs:
             # Batch size and the like are in the parent's key already.
             tune = network.head.model_dump(include={"fine_tune_epochs", "fine_tune_lr"})
@@ -82,7 +89,10 @@ def parameters(recipe: Recipe, name: str) -> int:
     """Parameters of a network: its members and its head."""
     network = recipe.networks[name]
     classes = len(DATASETS[recipe.data.name].classes)
-    members = sum(info.parameters for model in network.models if (info := find(model)) is not None)
+    models = network.models
+    if (improve := network.improve) is not None:  # whichever they are: all were of one model
+        models = (*models[improve.worst :], *(improve.model,) * improve.worst)
+    members = sum(info.parameters for model in models if (info := find(model)) is not None)
     return members + (network.dense + 1) * classes
 
 

@@ -28,7 +28,7 @@ from pydantic import (
 
 from kdedge.data import catalog as datasets
 from kdedge.data.catalog import DATASETS
-from kdedge.losses import LOSSES, Lesson
+from kdedge.losses import LOSSES, OF_CHUNKS, Lesson
 from kdedge.losses.lesson import FromList, one_or_list
 from kdedge.losses.logits import CrossEntropy
 from kdedge.models import catalog
@@ -177,6 +177,13 @@ class Head(_Fields):
     fine_tune_lr: PositiveFloat = 1e-3
 
 
+class Improve(_Fields):
+    """The members that learned worst make way for fresh ones of a better model (Malik et al. 2021, section 4.2)."""
+
+    worst: int = Field(ge=1, le=MAX_MEMBERS, examples=[1], description="so many, by loss on the validation images")
+    model: ModelName = Field(alias="with", examples=["tcn-student-4x"], description="the model that replaces them")
+
+
 class Network(_Fields):
     """A model, or a group of models that share the dense vector they learn in equal chunks."""
 
@@ -189,6 +196,7 @@ class Network(_Fields):
     )
     fit: Fit = Fit()
     view: View | None = None
+    improve: Improve | None = None
     head: Head | None = None
 
     @field_validator("count")
@@ -202,7 +210,7 @@ class Network(_Fields):
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
-        return {key: value for key, value in fields.items() if key != "view" or value is not None}
+        return {key: value for key, value in fields.items() if key not in ("view", "improve") or value is not None}
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -213,6 +221,11 @@ class Network(_Fields):
     def is_group(self) -> bool:
         """Whether this is a group, which a group of one also is."""
         return self.count is not None or not isinstance(self.model, str)
+
+    @property
+    def learns_in_chunks(self) -> bool:
+        """Whether this is a group whose members learn independently, so that each has a loss of its own."""
+        return self.is_group and all(lesson.loss in OF_CHUNKS for lesson in self.learns)
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from kdedge.data import catalog as datasets
-from kdedge.losses import LOSSES
+from kdedge.losses import LOSSES, OF_CHUNKS
 from kdedge.models import catalog
 from kdedge.wording import KeyPath, unknown
 
@@ -32,6 +32,7 @@ class _Network:
     is_group: bool = False
     lessons: list[tuple[KeyPath, str, str]] = field(default_factory=list)  # where `from` is, loss ("": not known), from
     lessons_known: bool = True
+    improve: tuple[int, str] | None = None  # how many members, with which model
     head: str | None = None  # the network it comes from
     head_known: bool = True
 
@@ -62,6 +63,7 @@ def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Find
         yield from _classes(written, datasets.find(data["name"], data.get("as")), refused)
     for network in networks.values():
         yield from _chunks(network, networks)
+        yield from _improve(network)
         yield from _logits(network)
     yield from _references(recipe, list(written), refused)
 
@@ -103,6 +105,8 @@ def _network(name: str, value: dict[str, Any], refused: Collection[KeyPath]) -> 
         found = [((*place, i), one) for i, one in enumerate(source)] if several else [(place, source)]
         network.lessons += [(where, loss or "", one) for where, one in found if isinstance(one, str)]
 
+    if isinstance(improve := value.get("improve"), dict) and "improve" not in bad_keys:
+        network.improve = (improve["worst"], improve["with"])
     network.head_known = "head" not in bad_keys
     if isinstance(head := value.get("head"), dict) and isinstance(head.get("from"), str):
         network.head = head["from"]
@@ -175,7 +179,7 @@ def _classes(written: dict[str, Any], data: datasets.DatasetInfo, refused: Colle
 
 def _chunks(network: _Network, networks: dict[str, _Network]) -> Iterator[Finding]:
     """Members learn equal chunks of a dense vector (Malik et al. 2021, Eq. 3); a head fits one width."""
-    sources = [source for _, loss, source in network.lessons if _WHAT.get(loss) == "dense" and LOSSES[loss].same_width]
+    sources = [source for _, loss, source in network.lessons if loss in OF_CHUNKS]
     sources += [network.head] if network.head is not None else []
     models = [model for _, model in network.models]
     widths = {_info(model).dense: None for model in models}
@@ -202,14 +206,34 @@ def _chunk_problems(network: _Network, source: str, width: int) -> Iterator[Find
         if info.dense == chunk:
             continue
         needs = f"{source!r} has {width}" + (f", which is {chunk} for each of {members}" if network.is_group else "")
-        fits = [name for name, other in catalog.MODELS.items() if (other.dense, other.image) == (chunk, info.image)]
-        family = catalog.find(f"mlp-{chunk}")
-        if family is not None and family.image == info.image and f"mlp-{chunk}" not in fits:
-            fits.append(f"mlp-{chunk}")
+        fits = _of_shape(chunk, info.image)
         advice = f"; use {', '.join(fits)}" if fits else ""
         if len(at) == 3 and width % info.dense == 0 and width // info.dense <= MAX_MEMBERS:
             advice += f"; or write count: {width // info.dense}"
         yield at, f"{model} has a dense vector of {info.dense}, {needs}{advice}"
+
+
+def _improve(network: _Network) -> Iterator[Finding]:
+    """Members are improved one by one, so each must have learned alone, and the new one must fit in its place."""
+    if network.improve is None or not network.models:
+        return
+    at: KeyPath = ("networks", network.name, "improve")
+    worst, better = network.improve
+    models = list(dict.fromkeys(model for _, model in network.models))
+    if not network.is_group or len(models) > 1:
+        yield at, "improves members of a group of one model; write `model` and `count`, or remove it"
+        return
+    if worst > len(network.models):
+        yield (*at, "worst"), f"{worst} of {len(network.models)} members; write at most {len(network.models)}"
+    old, new = _info(models[0]), _info(better)
+    if (old.dense, old.image) != (new.dense, new.image):
+        described = [f"{_by(info.image)} images and has a dense vector of {info.dense}" for info in (new, old)]
+        fits = ", ".join(_of_shape(old.dense, old.image))
+        yield (*at, "with"), f"{better} sees {described[0]}, {models[0]} sees {described[1]}; use {fits}"
+    together = [loss for _, loss, _ in network.lessons if loss and loss not in OF_CHUNKS]
+    if together:
+        advice = f"improve needs lessons of each member's own chunk: {', '.join(OF_CHUNKS)}"
+        yield at, f"{together[0]} is learned by the members together; {advice}"
 
 
 def _logits(network: _Network) -> Iterator[Finding]:
@@ -220,6 +244,15 @@ def _logits(network: _Network) -> Iterator[Finding]:
         lessons = ", ".join(loss for loss, what in _WHAT.items() if what == "logits")
         message = f"nothing teaches its logits; write head: {{from: {source}}}, or add a lesson: {lessons}"
         yield ("networks", network.name), message
+
+
+def _of_shape(dense: int, image: tuple[int, int, int]) -> list[str]:
+    """Names of the models that see such images and have a dense vector of that width."""
+    fits = [name for name, info in catalog.MODELS.items() if (info.dense, info.image) == (dense, image)]
+    family = catalog.find(f"mlp-{dense}")
+    if family is not None and family.image == image and f"mlp-{dense}" not in fits:
+        fits.append(f"mlp-{dense}")
+    return fits
 
 
 def _info(model: str) -> catalog.ModelInfo:

@@ -32,6 +32,8 @@ from kdedge.data.load import load
 from kdedge.data.splits import split
 from kdedge.distillation import distill, summary
 from kdedge.errors import Interrupted, KdedgeError, RunError, TrainingError
+from kdedge.networks import finished_network
+from kdedge.plan import parameters
 from kdedge.progress import Quiet
 from kdedge.recipe import Recipe
 from kdedge.recipe_reader import parse_recipe
@@ -159,10 +161,10 @@ def test_run_json_says_what_the_run_is_made_of(finished: Path) -> None:
 
 def test_stage_json_says_how_the_weights_came_to_be(finished: Path) -> None:
     run = open_run(finished / "tiny")
-    for stage, parameters in zip(run.stages, (22_818, 50_890, 50_890), strict=True):
+    for stage, size in zip(run.stages, (22_818, 50_890, 50_890), strict=True):
         folder = run.stage(stage.name)
         record = read_document(folder / "stage.json")
-        assert (record["name"], record["key"], record["parameters"]) == (stage.name, stage.key, parameters)
+        assert (record["name"], record["key"], record["parameters"]) == (stage.name, stage.key, size)
         assert record["weights_sha256"] == sha256(folder / "weights.safetensors")
         assert [sorted(epoch) for epoch in record["history"]] == [["loss", "seconds", "validation_accuracy"]] * 2
 
@@ -273,6 +275,49 @@ def test_progress_tells_epoch_loss_speed_and_accuracy(copied: Path, data_dir: Pa
     words = students[-1][3].split()
     assert (words[0], words[1], words[2], words[5], words[6]) == ("epoch", "2/2", "loss", "img/s", "val")
     assert words[7].endswith("%") and float(words[3]) > 0 and int(words[4].replace(",", "")) > 0
+
+
+def test_the_members_that_learned_worst_make_way_for_better_ones(copied: Path, data_dir: Path) -> None:
+    """Of the two students the one with the higher loss goes, the other stays to the last byte, and a kill changes nothing."""
+    improve = "networks.students.improve={worst: 1, with: tcn-student-8}"
+    before = read_document(stage_folder(copied, STUDENTS) / "stage.json")
+    losses = before["member_losses"]
+    assert len(losses) == 2 and before["models"] == ["mlp-32", "mlp-32"]
+    worst = max((0, 1), key=lambda member: losses[member])
+
+    heard = Heard()
+    run = distill(parse_recipe(TINY, overrides=[improve]), runs=copied, data_dir=data_dir, device="cpu", progress=heard)
+    said = f"improve students: tcn-student-8 replaces students.{worst} (loss {losses[worst]:.4f})"
+    assert heard.notes == [f"{TEACHER}: finished before", f"{STUDENTS}: finished before", said]
+    record = read_document(run.stage("improve students") / "stage.json")
+    assert record["replaced"] == [worst] and record["models"][worst] == "tcn-student-8"
+    assert record["member_losses"][1 - worst] == pytest.approx(losses[1 - worst])
+    assert record["member_losses"][worst] != pytest.approx(losses[worst])
+
+    names = (STUDENTS, "improve students", HEAD)
+    first, second, third = (load_tensors(run.stage(name) / "weights.safetensors") for name in names)
+    kept = [name for name in first if not name.startswith(f"members.{worst}.")]
+    assert all(torch.equal(first[name], second[name]) for name in kept)
+    assert all(torch.equal(second[name], third[name]) for name in second if not name.startswith("head."))
+    students = summary(run)["networks"][1]
+    assert students["parameters"] == parameters(parse_recipe(TINY, overrides=[improve]), "students")
+    assert (students["replaced"], students["models"]) == ([worst], record["models"])
+
+    whole = trained(copied)
+    shutil.rmtree(run.stage("improve students"))
+    text = TINY.replace(
+        "    head: {from: teacher,", "    improve: {worst: 1, with: tcn-student-8}\n    head: {from: teacher,"
+    )
+    assert run_alone(copied, data_dir, heard=Heard(at=2), text=text) is None
+    assert run_alone(copied, data_dir, text=text) == ""
+    assert trained(copied) == whole
+
+
+def test_members_of_several_models_learn_and_are_found_again(copied: Path, data_dir: Path) -> None:
+    recipe = parse_recipe(TINY.replace("model: mlp-32\n    count: 2", "model: [mlp-32, tcn-student-8]"))
+    run = distill(recipe, runs=copied, data_dir=data_dir, device="cpu")
+    assert finished_network(run, recipe, "students", HEAD).models == ["mlp-32", "tcn-student-8"]
+    assert summary(run)["networks"][1]["parameters"] == parameters(recipe, "students")
 
 
 # Kill -9, and run again

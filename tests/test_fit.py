@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from kdedge.data.batches import Batch, Samples, Views, batches, normalise
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError, TrainingError
-from kdedge.fit import Seen, Taught, accuracy, fit, lr_at, objective
+from kdedge.fit import Seen, Taught, accuracy, fit, lr_at, member_losses, objective
 from kdedge.losses.dense import MSE
 from kdedge.losses.logits import KD, CrossEntropy
 from kdedge.models.network import Network, build
@@ -193,6 +193,21 @@ def test_batch_norm_learns_in_every_step_and_not_from_the_validation_images(tmp_
     train(trained, LABELS, Fit(epochs=3, batch_size=8), tmp_path)
     assert trained.state_dict()["members.0.1.num_batches_tracked"] == 75
     assert not trained.training
+
+
+def test_each_member_has_a_loss_of_its_own_chunk() -> None:
+    """In numpy: the mean squared error of each chunk, times the weights of two lessons."""
+    group, teachers, data = (
+        network("mlp-6", "mlp-6"),
+        [network("mlp-12", seed=1), network("mlp-12", seed=2)],
+        images(77),
+    )
+    lessons = [MSE_LESSON.model_copy(update={"weight": weight}) for weight in (1, 0.25)]
+    found = member_losses(group, list(zip(lessons, teachers, strict=True)), data)
+    seen = normalise(data.images, INFO)
+    ours, first, second = (one.dense(seen).detach().double().numpy() for one in (group, *teachers))
+    expected = ((ours - first) ** 2 + 0.25 * (ours - second) ** 2).reshape(77, 2, 6).mean(axis=(0, 2))
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 # Lessons

@@ -188,6 +188,24 @@ def test_members_side_by_side_learn_as_one_after_another() -> None:
             assert torch.equal(again[name], gradients[name])  # type: ignore[arg-type]
 
 
+def test_members_that_learn_nothing_stay_as_they_are_beside_those_that_do() -> None:
+    network = build(["mlp-7", "tcn-student-4"], 71, 10)
+    network.members[0] = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Dropout(0.5), network.members[0][1])  # type: ignore[index]
+    network.members[0].requires_grad_(False)
+    network.train()
+    assert [member.training for member in network.members] == [False, True] and network.training
+    images = torch.rand(3, 1, 28, 28)
+    before = {name: value.clone() for name, value in network.members[0].state_dict().items()}
+    plain = trained_once(network, images)
+    torch.testing.assert_close(dict(network.members[0].state_dict()), before, rtol=0, atol=0)
+    network.members[0][2] = nn.Identity()  # type: ignore[operator]  # members with dropout run one after another
+    with network.side_by_side():
+        together = trained_once(network, images)
+    assert plain.keys() == together.keys() and sum(gradient is not None for gradient in plain.values()) == 8
+    for name, gradient in plain.items():
+        torch.testing.assert_close(together[name], gradient)
+
+
 @pytest.mark.skipif(torch.get_num_threads() < 2, reason="one core has nothing to share")
 def test_members_side_by_side_have_threads_of_their_own() -> None:
     network, seen, both = build(["mlp-7"] * 2, 14, 10), [], threading.Barrier(2, timeout=30)

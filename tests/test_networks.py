@@ -10,7 +10,7 @@ from conftest import TINY
 
 from kdedge.errors import RunError
 from kdedge.models.network import Network
-from kdedge.networks import finished_network, new_network
+from kdedge.networks import finished_network, new_network, with_new_members
 from kdedge.recipe import Recipe
 from kdedge.recipe_reader import parse_recipe
 from kdedge.store import Run, StageRecord, save_tensors, sha256, write_json
@@ -91,3 +91,36 @@ def test_missing_weights_and_unfinished_stages_are_refused(tiny: Recipe, tmp_pat
     (stage / "stage.json").unlink()
     with pytest.raises(RunError, match="stage 'fit teacher' is not finished"):
         finished_network(run, tiny, "teacher", STAGE)
+
+
+GROUP = "networks.students={model: mlp-32, count: 2, learns: [{from: teacher, loss: mse}], head: {from: teacher}, "
+
+
+def test_new_members_take_the_places_of_the_worst_and_alone_learn() -> None:
+    recipe = parse_recipe(TINY, overrides=[f"{GROUP}improve: {{worst: 1, with: tcn-student-8}}}}"])
+    group = new_network(recipe, "students")
+    kept = {name: tensor.clone() for name, tensor in group.state_dict().items() if not name.startswith("members.1.")}
+    improved = with_new_members(group, [1], recipe, "students")
+    assert improved.models == ["mlp-32", "tcn-student-8"]
+    assert {
+        name: tensor for name, tensor in improved.state_dict().items() if not name.startswith("members.1.")
+    }.keys() == kept.keys()
+    assert all(torch.equal(improved.state_dict()[name], tensor) for name, tensor in kept.items())
+    assert [any(weight.requires_grad for weight in member.parameters()) for member in improved.members] == [False, True]
+    again = with_new_members(new_network(recipe, "students"), [1], recipe, "students")
+    assert weights(again) == weights(improved)
+
+
+def test_a_finished_group_has_the_models_that_its_stage_recorded(tmp_path: Path) -> None:
+    recipe = parse_recipe(TINY, overrides=[f"{GROUP}improve: {{worst: 1, with: tcn-student-8}}}}"])
+    run, stage = finished(recipe, tmp_path)
+    improved = with_new_members(new_network(recipe, "students"), [0], recipe, "students")
+    save_tensors(stage / "weights.safetensors", improved.state_dict())
+    digest = sha256(stage / "weights.safetensors")
+    write_json(stage / "stage.json", {"weights_sha256": digest, "models": improved.models})
+    found = finished_network(run, recipe, "students", STAGE)
+    assert weights(found) == weights(improved) and found.models == ["tcn-student-8", "mlp-32"]
+    for damaged in (["mlp-32", "mlp-32"], ["tcn-student-8"], ["unheard-of", "mlp-32"], [None, 3], 3):
+        write_json(stage / "stage.json", {"weights_sha256": digest, "models": damaged})
+        with pytest.raises(RunError, match=r"weights\.safetensors does not fit network 'students'"):
+            finished_network(run, recipe, "students", STAGE)

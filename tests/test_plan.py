@@ -14,7 +14,7 @@ from conftest import TINY
 from kdedge.data.load import load
 from kdedge.data.splits import split
 from kdedge.plan import describe, in_order, parameters, plan
-from kdedge.recipe import Recipe
+from kdedge.recipe import Improve, Recipe
 from kdedge.recipe_reader import parse_recipe
 
 TEACHER, STUDENTS, HEAD = "fit teacher", "fit students", "fine-tune students.head"
@@ -105,6 +105,22 @@ def test_another_model_changes_the_keys() -> None:
     assert changed(before, after) == {STUDENTS, HEAD}
 
 
+def test_improving_is_a_stage_between_fit_and_fine_tuning_that_changes_no_other_fit() -> None:
+    improve = "networks.students.improve={worst: 1, with: tcn-student-2}"
+    text = TINY.replace("mlp-32", "mlp-128").replace("tcn-student-4", "tcn-teacher")
+    stages = plan(parse_recipe(text, overrides=[improve]), "d")
+    assert [(stage.name, stage.parents) for stage in stages] == [
+        (TEACHER, ()),
+        (STUDENTS, (TEACHER,)),
+        ("improve students", (STUDENTS, TEACHER)),
+        (HEAD, ("improve students",)),
+    ]
+    before, after = keys(text=text), keys(improve, text=text)
+    assert [before[name] == after[name] for name in (TEACHER, STUDENTS, HEAD)] == [True, True, False]
+    both = keys("networks.students.improve={worst: 2, with: tcn-student-2}", text=text)
+    assert changed(after, both) == {"improve students", HEAD}
+
+
 def test_other_data_change_every_key() -> None:
     assert changed(keys(data="d"), keys(data="e")) == ALL
 
@@ -158,6 +174,9 @@ def test_parameters_are_those_of_members_and_head() -> None:
         "  students: {model: tcn-student-4, count: 4, learns: [{from: teacher, loss: mse}], head: {from: teacher}}\n"
     )
     assert (parameters(recipe, "teacher"), parameters(recipe, "students")) == (2_380_938, 91_242)
+    improve = recipe.networks["students"].model_copy(update={"improve": Improve(worst=3, model="tcn-student-4x")})
+    improved = recipe.model_copy(update={"networks": {**recipe.networks, "students": improve}})
+    assert parameters(improved, "students") == 22_168 + 3 * 85_744 + 2_570  # Malik et al. 2021, Table 4
 
 
 def test_describe_shows_keys_and_what_is_finished(tiny: Recipe, data_dir: Path, tmp_path: Path) -> None:

@@ -127,3 +127,37 @@ def test_relations_compare_dense_vectors_of_any_width(loss: str) -> None:
     lessons = f"[{{from: labels, loss: cross_entropy}}, {{from: t, loss: {loss}}}]"
     narrow = f"  x: {{model: tcn-student-4, learns: {lessons}}}"
     assert parse_recipe(HEAD + narrow).networks["x"].dense == 64
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{model: tcn-teacher, improve: {worst: 1, with: tcn-teacher}}",
+         "improve: improves members of a group of one model; write `model` and `count`, or remove it"),
+        ("{model: [tcn-student-4, tcn-student-4, tcn-student-4, mlp-64], learns: [{from: t, loss: mse}], head: {from: t}, "
+         "improve: {worst: 1, with: tcn-student-4x}}",
+         "improve: improves members of a group of one model; write `model` and `count`, or remove it"),
+        ("{model: tcn-student-4, count: 4, learns: [{from: t, loss: mse}], head: {from: t}, "
+         "improve: {worst: 5, with: tcn-student-4x}}",
+         "improve.worst: 5 of 4 members; write at most 4"),
+        ("{model: tcn-student-4, count: 4, learns: [{from: t, loss: mse}], head: {from: t}, "
+         "improve: {worst: 1, with: tcn-student-2}}",
+         "improve.with: tcn-student-2 sees 1 x 28 x 28 images and has a dense vector of 128, tcn-student-4 sees 1 x 28 x 28 "
+         "images and has a dense vector of 64; use tcn-student-4, tcn-student-4x, mlp-64"),
+        ("{model: tcn-student-4, count: 4, learns: [{from: t, loss: mse}], head: {from: t}, "
+         "improve: {worst: 1, with: vgg-student-8}}",
+         "improve.with: vgg-student-8 sees 3 x 32 x 32 images and has a dense vector of 64, tcn-student-4 sees 1 x 28 x 28 "
+         "images and has a dense vector of 64; use tcn-student-4, tcn-student-4x, mlp-64"),
+        ("{model: tcn-student-4, count: 4, learns: [{from: t, loss: mse}, {from: t, loss: kd}], "
+         "improve: {worst: 1, with: tcn-student-4x}}",
+         "improve: kd is learned by the members together; improve needs lessons of each member's own chunk: mse"),
+        ("{model: tcn-student-4, count: 4, learns: [{from: t, loss: mse}], head: {from: t}, improve: {worst: 0, with: mlp-64}}",
+         "improve.worst: expected a whole number from 1 to 64, got 0"),
+        ("{model: tcn-student-4, count: 4, learns: [{from: t, loss: mse}], head: {from: t}, improve: {worst: 1}}",
+         "improve.with: missing; write for example `with: tcn-student-4x`"),
+        ("{model: tcn-student-4, count: 4, learns: [{from: t, loss: mse}], head: {from: t}, improve: {worst: 1, with: mlp}}",
+         "improve.with: unknown model 'mlp'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_improved(line: str, message: str) -> None:
+    assert network(line).startswith(f"bad.yaml:5: networks.x.{message}")

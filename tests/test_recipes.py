@@ -26,6 +26,7 @@ TOTALS = {  # Malik et al. 2021, Table 6
     "tcn1": {"teacher": 2_380_938, "students": 94_650},
     "tcn2": {"teacher": 2_380_938, "students": 95_322},
     "tcn4": {"teacher": 2_380_938, "students": 91_242},
+    "tcn4_improved": {"teacher": 2_380_938, "students": 281_970},
     "tcn4_joint": {"teacher": 2_380_938, "students": 91_242},
 }
 

@@ -48,6 +48,8 @@ def _section(path: Path) -> list[str]:
 def _row(recipe: Recipe, name: str, network: Network) -> str:
     models = " + ".join(dict.fromkeys(network.models))
     model = f"{len(network.models)} x {models}" if len(network.models) > 1 else models
+    if (improve := network.improve) is not None:
+        model += f", then the worst {improve.worst} {improve.model}"
     lessons = ", ".join(_lesson(lesson, len(network.models)) for lesson in network.learns)
     head = network.head
     if head is not None:

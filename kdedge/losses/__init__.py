@@ -9,7 +9,7 @@ from kdedge.losses.lesson import Lesson
 from kdedge.losses.logits import DIST, DKD, KD, CrossEntropy
 from kdedge.losses.relations import PKT, RKD, SP
 
-__all__ = ["LOSSES", "Lesson"]
+__all__ = ["LOSSES", "OF_CHUNKS", "Lesson"]
 
 LOSSES: dict[str, type[Lesson]] = {
     "cross_entropy": CrossEntropy,
@@ -21,3 +21,6 @@ LOSSES: dict[str, type[Lesson]] = {
     "rkd": RKD,
     "sp": SP,
 }
+
+# By these each member of a group learns its own chunk of the dense vector, whatever the others do.
+OF_CHUNKS = [name for name, loss in LOSSES.items() if loss.model_fields["what"].default == "dense" and loss.same_width]

@@ -25,10 +25,11 @@ class Network(nn.Module):
 
     head: nn.Linear
 
-    def __init__(self, members: Sequence[nn.Module], head: nn.Linear) -> None:
+    def __init__(self, members: Sequence[nn.Module], head: nn.Linear, models: Sequence[str] = ()) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.head = head
+        self.models = list(models)  # of each member, its name in the catalogue
         self._threads: ThreadPoolExecutor | None = None  # see side_by_side
 
     def dense(self, images: Tensor) -> Tensor:
@@ -43,6 +44,14 @@ class Network(nn.Module):
         """Float [batch, C, H, W], normalised, to logits, float [batch, classes]."""
         logits: Tensor = self.head(self.dense(images))
         return logits
+
+    def train(self, mode: bool = True) -> Network:
+        """As in every module, but members without anything to learn stay as they are: batch norm and dropout as well."""
+        super().train(mode)
+        for member in self.members:
+            if not any(weight.requires_grad for weight in member.parameters()):
+                member.eval()
+        return self
 
     @contextmanager
     def side_by_side(self) -> Iterator[None]:
@@ -86,7 +95,8 @@ class _SideBySide(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, None]:
         """Adds to the gradients of the members' weights."""
         parts = torch.split(gradients[0], [chunk.shape[1] for chunk in ctx.chunks], 1)
-        list(ctx.threads.map(torch.autograd.backward, ctx.chunks, parts))
+        learning = [(chunk, part) for chunk, part in zip(ctx.chunks, parts, strict=True) if chunk.requires_grad]
+        list(ctx.threads.map(lambda pair: torch.autograd.backward(*pair), learning))
         return None, None, None, None
 
 
@@ -98,7 +108,7 @@ def backbone(name: str) -> nn.Module:
 
 def build(models: Sequence[str], dense: int, classes: int) -> Network:
     """A freshly initialised network of the named backbones; `dense` is the width of all their outputs together."""
-    return Network([backbone(name) for name in models], nn.Linear(dense, classes))
+    return Network([backbone(name) for name in models], nn.Linear(dense, classes), models)
 
 
 def count_parameters(module: nn.Module) -> int:
