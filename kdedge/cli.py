@@ -111,7 +111,7 @@ def plan(
     from kdedge.variants import load_recipes
 
     loaded = load_recipes(recipe, overrides)
-    documents = [describe(one, runs, data_dir) for one in loaded]
+    documents = describe(loaded, runs, data_dir)
     if as_json:
         _print_runs(documents)
         return
@@ -122,11 +122,20 @@ def plan(
             click.echo(click.style(one.name, bold=True))
         if full:
             click.echo(_yaml(one))
-        width = max(len(stage["name"]) for stage in document["stages"])
-        for stage in document["stages"]:
-            after = f"after {', '.join(stage['parents'])}" if stage["parents"] else ""
-            state = "finished" if stage["finished"] else "to do"
-            click.echo(f"{stage['name']:{width}}  {(stage['key'] or '-')[:12]:12}  {state:8}  {after}".rstrip())
+        rows = [_stage_to_print(stage) for stage in document["stages"]]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _stage_to_print(stage: dict[str, Any]) -> list[str]:
+    state = "finished" if stage["finished"] else "to do"
+    if stage["taken_over_from"]:
+        state = f"taken over from {stage['taken_over_from']}"
+    elif stage["shared_with"]:
+        state = f"shared with {stage['shared_with']}"
+    after = f"after {', '.join(stage['parents'])}" if stage["parents"] else ""
+    return [stage["name"], (stage["key"] or "-")[:12], state, after]
 
 
 @main.command()

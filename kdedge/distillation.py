@@ -28,7 +28,7 @@ from kdedge.fit import Seen, Taught, fit, member_losses
 from kdedge.losses.logits import CrossEntropy
 from kdedge.models.network import Network, count_parameters
 from kdedge.networks import finished_network, new_network, with_new_members
-from kdedge.plan import Stage, plan
+from kdedge.plan import Stage, plan, run_that_has
 from kdedge.progress import Quiet
 from kdedge.recipe import Fit, Recipe
 from kdedge.targets import Targets, targets
@@ -261,11 +261,12 @@ def _describe(path: Path, recipe: Recipe, quick: bool, dataset: Dataset, cut: Sp
 
 def _take_over(work: Work, relative: str) -> Path | None:
     """The same finished folder of another run, linked or copied into this one; the other's path, or None."""
-    for found in sorted([*work.runs.glob(f"*/{relative}"), *work.runs.glob(f"*/*/{relative}")]):
-        with store.new_folder(work.run.path / relative) as folder:
-            shutil.copytree(found, folder, copy_function=_link, dirs_exist_ok=True)
-        return found
-    return None
+    other = run_that_has(relative, work.runs)
+    if other is None:
+        return None
+    with store.new_folder(work.run.path / relative) as folder:
+        shutil.copytree(other / relative, folder, copy_function=_link, dirs_exist_ok=True)
+    return other / relative
 
 
 def _link(source: str, target: str) -> None:

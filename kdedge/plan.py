@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import DataError
 from kdedge.models.catalog import find
-from kdedge.recipe import Recipe
+from kdedge.recipe import Data, Recipe
 
 # Part of every key. Raise it when the meaning of a stage changes: a new initialisation, order of batches, view, loss.
 TRAINING_FORMAT = 1
@@ -96,32 +98,55 @@ def parameters(recipe: Recipe, name: str) -> int:
     return members + (network.dense + 1) * classes
 
 
-def describe(recipe: Recipe, runs: Path, data_dir: Path | None) -> dict[str, Any]:
-    """The plan as `kdedge plan` shows it: stages with keys and whether they are finished in `runs`.
+def run_that_has(folder: str, runs: Path) -> Path | None:
+    """The first run in `runs` in which `folder`, a path relative to a run, is finished; others take it over from there."""
+    depth = len(Path(folder).parts)
+    found = sorted([*runs.glob(f"*/{folder}"), *runs.glob(f"*/*/{folder}")])
+    return found[0].parents[depth - 1] if found else None
 
-    Without the data there are no keys; then they are null and `note` says why.
+
+def describe(recipes: Sequence[Recipe], runs: Path, data_dir: Path | None) -> list[dict[str, Any]]:
+    """The plan of each run as `kdedge plan` shows it: its stages with their keys, and what has to be done for them.
+
+    A stage is `finished` in the run's own folder, or will be taken over, finished, from another run in `runs`
+    (`taken_over_from`), or will have been made for an earlier one of these runs (`shared_with`, its name). Without the data
+    there are no keys; then they are null and `note` says why.
     """
+    first: dict[str, str] = {}  # the run that makes a stage, by the stage's folder
+    fingerprint_of = cache(_fingerprint)  # for as long as this call: the files may change
+    documents = []
+    for recipe in recipes:
+        fingerprint, note = fingerprint_of(recipe.data, data_dir)
+        stages = []
+        for stage in plan(recipe, fingerprint or recipe.data.model_dump_json()):
+            finished = fingerprint is not None and (runs / recipe.name / stage.folder).is_dir()
+            other = run_that_has(stage.folder, runs) if fingerprint is not None and not finished else None
+            made_for = first.setdefault(stage.folder, recipe.name)
+            stages.append(
+                {
+                    "name": stage.name,
+                    "kind": stage.kind,
+                    "network": stage.network,
+                    "parents": list(stage.parents),
+                    "key": stage.key if fingerprint else None,
+                    "finished": finished,
+                    "taken_over_from": str(other) if other else None,
+                    "shared_with": made_for if made_for != recipe.name and not finished and not other else None,
+                }
+            )
+        sizes = {name: parameters(recipe, name) for name in recipe.networks}
+        documents.append({"recipe": recipe.resolved(), "parameters": sizes, "stages": stages, "note": note})
+    return documents
+
+
+def _fingerprint(wanted: Data, data_dir: Path | None) -> tuple[str | None, str | None]:
+    """What stands for images, labels and splits in the keys; or None and why there is none."""
     from kdedge.data.load import load  # needs numpy, which the rest of this file does not
     from kdedge.data.splits import split
 
-    note, fingerprint = None, None
     try:
-        wanted = recipe.data
         data = load(wanted.name, data_dir, wanted.as_)
         cut = split(len(data.train_labels), wanted.split_seed, wanted.validation, wanted.calibration, wanted.limit)
-        fingerprint = f"{data.fingerprint}/{cut.fingerprint}"
     except DataError as error:
-        note = f"Without the data the stages have no keys yet. {error}"
-    stages = [
-        {
-            "name": stage.name,
-            "kind": stage.kind,
-            "network": stage.network,
-            "parents": list(stage.parents),
-            "key": stage.key if fingerprint else None,
-            "finished": bool(fingerprint) and (runs / recipe.name / stage.folder).is_dir(),
-        }
-        for stage in plan(recipe, fingerprint or "unknown")
-    ]
-    sizes = {name: parameters(recipe, name) for name in recipe.networks}
-    return {"recipe": recipe.resolved(), "parameters": sizes, "stages": stages, "note": note}
+        return None, f"Without the data the stages have no keys yet. {error}"
+    return f"{data.fingerprint}/{cut.fingerprint}", None

@@ -145,8 +145,8 @@ def test_plan_needs_no_data_but_then_has_no_keys(data: Path, monkeypatch: pytest
     assert without.exit_code == 0
     assert "Without the data the stages have no keys yet." in without.stderr
     assert without.stdout == (
-        "fit teacher  -             to do\n"  #
-        "fit student  -             to do     after fit teacher\n"
+        "fit teacher  -  to do\n"  #
+        "fit student  -  to do  after fit teacher\n"
     )
 
 
@@ -159,6 +159,8 @@ def test_plan_tells_what_is_finished(data: Path, finished: Path) -> None:
     changed = document(kdedge(*arguments, "--runs", str(finished), "--set", "networks.student.fit.epochs=2"))
     assert [stage["finished"] for stage in changed["stages"]] == [True, False]
     assert changed["recipe"]["networks"]["student"]["fit"]["epochs"] == 2
+    other = kdedge("plan", "good.yaml", "--data-dir", str(data), "--runs", str(finished), "--set", "name=other")
+    assert f"  taken over from {finished / 'good'}\n" in other.stdout
 
 
 def test_plan_full_writes_every_default_out(data: Path) -> None:

@@ -40,6 +40,10 @@ def keys(*overrides: str, data: str = "d", text: str = TINY) -> dict[str, str]:
     return {stage.name: stage.key for stage in plan(parse_recipe(text, overrides=overrides), data)}
 
 
+def fingerprint(data_dir: Path) -> str:
+    return f"{load('fashion-mnist', data_dir).fingerprint}/{split(700, 0, 100, 60).fingerprint}"
+
+
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
     assert before.keys() == after.keys()
     return {name for name in before if before[name] != after[name]}
@@ -180,10 +184,9 @@ def test_parameters_are_those_of_members_and_head() -> None:
 
 
 def test_describe_shows_keys_and_what_is_finished(tiny: Recipe, data_dir: Path, tmp_path: Path) -> None:
-    data = load("fashion-mnist", data_dir)
-    stages = plan(tiny, f"{data.fingerprint}/{split(700, 0, 100, 60).fingerprint}")
+    stages = plan(tiny, fingerprint(data_dir))
     (tmp_path / "tiny" / stages[0].folder).mkdir(parents=True)
-    found = describe(tiny, tmp_path, data_dir)
+    (found,) = describe([tiny], tmp_path, data_dir)
     assert [(stage["name"], stage["key"], stage["finished"]) for stage in found["stages"]] == [
         (stage.name, stage.key, stage is stages[0]) for stage in stages
     ]
@@ -193,7 +196,34 @@ def test_describe_shows_keys_and_what_is_finished(tiny: Recipe, data_dir: Path, 
 
 
 def test_describe_without_the_data_has_no_keys(tiny: Recipe, tmp_path: Path) -> None:
-    found = describe(tiny, tmp_path, tmp_path / "nowhere")
+    (found,) = describe([tiny], tmp_path, tmp_path / "nowhere")
     assert [stage["name"] for stage in found["stages"]] == [TEACHER, STUDENTS, HEAD]
     assert {(stage["key"], stage["finished"]) for stage in found["stages"]} == {(None, False)}
     assert "nowhere" in found["note"]
+
+
+def test_describe_tells_which_run_has_a_stage_already_or_makes_it_first(data_dir: Path, tmp_path: Path) -> None:
+    runs = [parse_recipe(TINY, overrides=[f"name=tiny/{name}"]) for name in ("one", "two")]
+    runs.append(parse_recipe(TINY, overrides=["name=tiny/three", "networks.students.fit.epochs=3"]))
+
+    def told() -> list[list[str | None]]:
+        documents = describe(runs, tmp_path, data_dir)
+        return [[stage["taken_over_from"] or stage["shared_with"] for stage in one["stages"]] for one in documents]
+
+    first = "tiny/one"
+    assert told() == [[None] * 3, [first] * 3, [first, None, None]]
+    folder = plan(runs[0], fingerprint(data_dir))[0].folder
+    (tmp_path / "other" / folder).mkdir(parents=True)
+    other = str(tmp_path / "other")
+    assert told() == [[other, None, None], [other, first, first], [other, None, None]]
+    (tmp_path / "tiny" / "two" / folder).mkdir(parents=True)
+    assert told()[1] == [None, first, first]
+    assert describe(runs, tmp_path, data_dir)[1]["stages"][0]["finished"]
+    unknown = describe(runs, tmp_path, tmp_path / "nowhere")[1]["stages"]
+    assert [stage["shared_with"] for stage in unknown] == [first] * 3
+
+
+def test_runs_on_other_data_share_nothing(tmp_path: Path) -> None:
+    runs = [parse_recipe(TINY, overrides=[f"name=tiny/{limit}", f"data.limit={limit}"]) for limit in (100, 200)]
+    second = describe(runs, tmp_path, tmp_path / "nowhere")[1]["stages"]
+    assert [stage["shared_with"] for stage in second] == [None] * 3
