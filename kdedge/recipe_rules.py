@@ -149,7 +149,7 @@ def _cycles(networks: dict[str, _Network]) -> Iterator[Finding]:
 def _images(networks: dict[str, _Network], dataset: str, as_: datasets.As | None) -> Iterator[Finding]:
     shape = datasets.find(dataset, as_).shape
     name = f"{dataset} as {as_}" if as_ else dataset
-    fits = ", ".join(name for name in catalog.names() if _info(name.replace("mlp-H", "mlp-1")).image == shape)
+    fits = ", ".join(catalog.names(shape))
     for network in networks.values():
         for at, model in dict.fromkeys(network.models):
             if (sees := _info(model).image) != shape:

@@ -21,7 +21,7 @@ from kdedge.data.catalog import DATASETS, DatasetInfo
 ROOT = Path(__file__).parent.parent
 
 # All that networks of ours become; above all no BatchNormalization, and no arithmetic on shapes.
-OPERATORS = {"DequantizeLinear", "Conv", "Relu", "MaxPool", "ReduceMean", "Reshape", "Gemm", "Concat"}
+OPERATORS = {"DequantizeLinear", "Conv", "Relu", "MaxPool", "Add", "ReduceMean", "Reshape", "Gemm", "Concat"}
 
 
 def exported(module: nn.Module, info: DatasetInfo) -> onnx.ModelProto:
@@ -34,7 +34,9 @@ def run(graph: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
     return np.asarray(session.run(None, {"image": image})[0])
 
 
-@pytest.mark.parametrize("models", [["tcn-student-4"] * 2, ["mlp-30"], ["lenet5"], ["vgg-student-8"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "models", [["tcn-student-4"] * 2, ["mlp-30"], ["lenet5"], ["vgg-student-8"], ["resnet-1-1-0-0"]], ids=" ".join
+)
 def test_every_family_computes_in_onnxruntime_what_it_computes_in_torch(models: list[str]) -> None:
     info, module = data_of(models[0]), network(*models)
     graph = exported(module, info)

@@ -106,7 +106,12 @@ def test_a_student_and_a_group_are_fused_whole(merged: onnx.ModelProto, tmp_path
 
 @pytest.mark.parametrize(
     ("model", "first", "in_float"),
-    [("mlp-30", "Reshape", []), ("lenet5", "Conv", []), ("vgg-student-8", "Conv", ["node_mean (ReduceMean)"])],
+    [
+        ("mlp-30", "Reshape", []),
+        ("lenet5", "Conv", []),
+        ("vgg-student-8", "Conv", ["node_mean (ReduceMean)"]),
+        ("resnet-1-1-0-0", "Conv", ["node_mean (ReduceMean)"]),
+    ],
 )
 def test_other_families_are_fused_as_well(model: str, first: str, in_float: list[str], tmp_path: Path) -> None:
     info, module = data_of(model), network(model)

@@ -13,8 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdedge.models import catalog
 from kdedge.models.layers import ReLUMaxPool
 from kdedge.models.network import BACKBONES, Network, backbone, build, count_parameters
+from kdedge.models.resnet import Residual
 
-EVERY_MODEL = [*catalog.MODELS, "mlp-300", "mlp-1"]
+RESNETS = ["resnet-1-1-0-0", "resnet-2-0-0-0", "resnet-0-2-0-1", "resnet-0-0-0-1-s4", "resnet-3-4-6-3"]
+EVERY_MODEL = [*catalog.MODELS, *catalog.FAMILIES.values(), "mlp-1", *RESNETS]
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
@@ -41,6 +43,13 @@ def test_every_model_of_the_catalogue_can_be_built_and_no_other() -> None:
         ("lenet5", 62_006),  # the CIFAR-10 study
         ("vgg16-bn", 14_728_266),  # Teaching assistants over TCN
         ("vgg-student-1", 2_623_146),  # with a head that the paper does not print
+        ("vgg13-bn", 28_334_410),  # the CIFAR-10 study's teacher
+        ("resnet50", 23_520_842),  # the slides' teacher and students
+        ("resnet-2-2-2-2", 11_173_962),
+        ("resnet-1-1-1-1", 4_903_242),
+        ("resnet-1-1-1-1-s4", 4_903_242),
+        ("resnet-1-1-0-0", 307_274),
+        ("resnet-2-2-0-0", 676_682),
     ],
 )
 def test_printed_parameters_with_head(name: str, parameters: int) -> None:
@@ -127,6 +136,35 @@ def test_pooling_before_relu_changes_nothing(shape: tuple[int, ...]) -> None:
         assert torch.equal(ours.grad, theirs.grad)
 
 
+@pytest.mark.parametrize(
+    ("name", "sides"),
+    [
+        ("resnet-1-1-1-1", [16, 8, 4, 2]),  # the max-pool after the first convolution is kept
+        ("resnet-1-2-0-0", [16, 8, 8]),  # no blocks, no stage
+        ("resnet-1-1-1-1-s2", [8, 4, 2, 1]),
+        ("resnet-1-1-1-1-s4", [4, 2, 1, 1]),
+        ("resnet-0-1-0-1", [8, 4]),
+    ],
+)
+def test_a_resnet_has_its_blocks_and_no_others(name: str, sides: list[int]) -> None:
+    """The side of the image after each block of the slides' networks."""
+    network, seen = backbone(name).eval(), []
+    for module in network.modules():
+        if isinstance(module, Residual):
+            module.register_forward_hook(lambda _, __, output: seen.append(output.shape[-1]))
+    network(torch.zeros(1, 3, 32, 32))
+    assert seen == sides
+
+
+def test_a_residual_block_adds_its_shortcut() -> None:
+    block = Residual(nn.Sequential(nn.Conv2d(1, 1, 1)), nn.Identity())
+    images = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    convolution = block.layers[0]
+    assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
+    expected = torch.relu(images * (1 + convolution.weight.item()) + convolution.bias.item())
+    torch.testing.assert_close(block(images), expected)
+
+
 def test_group_is_its_members_side_by_side_and_one_head() -> None:
     """Malik et al. 2021, Eq. 4 and 5, computed from the members alone."""
     torch.manual_seed(0)
@@ -155,7 +193,21 @@ def test_network_keeps_the_names_of_its_weights() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["mlp-0", "mlp-01", "mlp-65537", "mlp-", "mlp-1e3", "tcn-student-3", "", "MLP-300"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mlp-0", "mlp-01", "mlp-65537", "mlp-", "mlp-1e3", "tcn-student-3", "", "MLP-300"),
+        *(
+            "resnet-0-0-0-0",
+            "resnet-1-1-1",
+            "resnet-1-1-1-1-1",
+            "resnet-1-1-1-10",
+            "resnet-1-1-1-1-s1",
+            "resnet-1-1-1-1-s",
+            "resnet18",
+        ),
+    ],
+)
 def test_other_names_are_no_models(name: str) -> None:
     assert catalog.find(name) is None
 

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 EVERY_RUN = [recipe for path in RECIPES for recipe in load_recipes(path)]
 
+# Teaching assistants over TCN, ensembles with their merge layer
+VGG = {"teacher": 14_728_266, "one": 2_623_146, "two": 2_485_066, "four": 2_405_514, "eight": 1_942_026}
 TOTALS = {  # Malik et al. 2021, Table 6
     "conditional": {"teacher": 2_380_938, "student": 94_650},
     "ensemble": {"teacher": 2_380_938, "second": 2_380_938, "third": 2_380_938, "student": 94_650},
@@ -23,6 +25,8 @@ TOTALS = {  # Malik et al. 2021, Table 6
     "limited": {"teacher": 2_380_938, "student": 94_650},
     "logits": {"teacher": 2_380_938, "student": 94_650},
     "ta_fashion": {"teacher": 2_380_938, "one": 94_650, "two": 95_322, "four": 91_242},
+    "slides_resnet": {"teacher": 23_520_842, "student": 11_173_962},
+    **dict.fromkeys(("ta_hierarchical", "ta_direct", "ta_single"), VGG),
     "tcn1": {"teacher": 2_380_938, "students": 94_650},
     "tcn2": {"teacher": 2_380_938, "students": 95_322},
     "tcn4": {"teacher": 2_380_938, "students": 91_242},
@@ -71,7 +75,11 @@ def test_a_recipe_plans(recipe: Recipe) -> None:
 def test_a_recipe_runs(path: Path, data: Path, runs: Path) -> None:
     """On a few hundred images for a few steps, with one seed."""
     small = ["data.name=fashion-mnist", "data.validation=100", "data.calibration=20"]
-    small += [f"networks.{name}.fit.epochs=1" for name in load_recipes(path)[0].networks]
+    first = load_recipes(path)[0]
+    if first.data.name == "cifar10":  # networks of millions of parameters, so fewer images
+        small += ["data.as=rgb32", "data.limit=32"]
+    small += [f"networks.{name}.fit.epochs=1" for name in first.networks]
+    small += [f"networks.{name}.head.fine_tune_epochs=1" for name, network in first.networks.items() if network.head]
     small += ["seeds=[0]"] if yaml.safe_load(path.read_text()).get("seeds") else []
     for recipe in load_recipes(path, small):
         run = distill(recipe, runs=runs, data_dir=data, device="cpu")

@@ -23,6 +23,7 @@ class ModelInfo:
 
 _TCN = "Malik et al. 2021, Tables 4 and 6"
 _TA = "Teaching assistants over TCN, architecture tables"
+_SLIDES = "Khetarpaul et al., slides"
 _MNIST = (1, 28, 28)
 _CIFAR = (3, 32, 32)
 
@@ -36,22 +37,37 @@ MODELS = {
     "kd-student": ModelInfo(_MNIST, 256, 92_080, _TCN),
     "mlp-1200": ModelInfo(_MNIST, 1200, 2_383_200, "784-1200-1200, Hinton et al. 2015, section 3"),
     "lenet5": ModelInfo(_CIFAR, 84, 61_156, "LeNet of the CIFAR-10 study (Bikhazi and Cosic)"),
+    "vgg13-bn": ModelInfo(_CIFAR, 4096, 28_293_440, "teacher of the CIFAR-10 study (Bikhazi and Cosic)"),
     "vgg16-bn": ModelInfo(_CIFAR, 512, 14_723_136, _TA),
     "vgg-student-1": ModelInfo(_CIFAR, 512, 2_618_016, _TA),
     "vgg-student-2": ModelInfo(_CIFAR, 256, 1_239_968, _TA),
     "vgg-student-4": ModelInfo(_CIFAR, 128, 600_096, _TA),
     "vgg-student-8": ModelInfo(_CIFAR, 64, 242_112, _TA),
+    "resnet50": ModelInfo(_CIFAR, 2048, 23_500_352, f"ResNet-50, {_SLIDES}"),
+}
+
+FAMILIES = {  # how the names of their models are written, and one of each
+    "mlp-H": "mlp-300",
+    "resnet-A-B-C-D": "resnet-1-1-1-1",
+    "resnet-A-B-C-D-sN": "resnet-1-1-1-1-s2",
 }
 
 MAX_HIDDEN = 65_536  # a wider layer is a typing mistake, not a small network
 
 
 def find(name: str) -> ModelInfo | None:
-    """Facts about the model `name`, or None when there is no such model. `mlp-H` stands for 784-H, H from 1 to 65,536."""
+    """Facts about the model `name`, or None when there is no such model.
+
+    `mlp-H` stands for 784-H, H from 1 to 65,536. `resnet-A-B-C-D` has A residual blocks of 64 channels, then B of 128, C of
+    256 and D of 512, each from 0 to 9 and not all 0; `-s2` or `-s4` is the stride of its first convolution, else 1.
+    """
     if name in MODELS:
         return MODELS[name]
-    hidden = mlp_hidden(name)
-    return None if hidden is None else ModelInfo(_MNIST, hidden, 785 * hidden, "784-H, Khetarpaul et al., slides")
+    if (hidden := mlp_hidden(name)) is not None:
+        return ModelInfo(_MNIST, hidden, 785 * hidden, f"784-H, {_SLIDES}")
+    if (blocks := resnet_blocks(name)) is not None:
+        return _resnet(blocks[0])
+    return None
 
 
 def mlp_hidden(name: str) -> int | None:
@@ -62,6 +78,27 @@ def mlp_hidden(name: str) -> int | None:
     return int(match[1])
 
 
-def names() -> list[str]:
-    """The names to suggest and to list, with `mlp-H` for the family."""
-    return [*MODELS, "mlp-H"]
+def resnet_blocks(name: str) -> tuple[tuple[int, ...], int] | None:
+    """The blocks of each stage and the first stride of a model called `resnet-A-B-C-D`, or None for every other name."""
+    match = re.fullmatch(r"resnet-([0-9])-([0-9])-([0-9])-([0-9])(-s[24])?", name)
+    if match is None or not any(blocks := tuple(map(int, match.groups()[:4]))):
+        return None
+    return blocks, int(match[5][2:]) if match[5] else 1
+
+
+def _resnet(blocks: tuple[int, ...]) -> ModelInfo:
+    """Two 3x3 convolutions a block, a 1x1 one around it where the channels change; batch norm has two values a channel."""
+    channels, parameters = 64, 9 * 3 * 64 + 2 * 64
+    for stage, count in enumerate(blocks):
+        width = 64 << stage
+        for _ in range(count):
+            shortcut = (channels + 2) * width if channels != width else 0
+            parameters += (9 * channels + 2) * width + (9 * width + 2) * width + shortcut
+            channels = width
+    return ModelInfo(_CIFAR, channels, parameters, f"ResNet of basic blocks, {_SLIDES}")
+
+
+def names(image: tuple[int, int, int] | None = None) -> list[str]:
+    """The names to suggest and to list, a family's as a pattern; with `image`, of those that see images of that shape."""
+    models = {**MODELS, **{pattern: find(one) for pattern, one in FAMILIES.items()}}
+    return [name for name, info in models.items() if info and image in (None, info.image)]

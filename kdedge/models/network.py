@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdedge.models import lenet, mlp, tcn, vgg
-from kdedge.models.catalog import mlp_hidden
+from kdedge.models import lenet, mlp, resnet, tcn, vgg
+from kdedge.models.catalog import mlp_hidden, resnet_blocks
 
-BACKBONES = {**tcn.BACKBONES, **mlp.BACKBONES, **lenet.BACKBONES, **vgg.BACKBONES}
+BACKBONES = {**tcn.BACKBONES, **mlp.BACKBONES, **lenet.BACKBONES, **vgg.BACKBONES, **resnet.BACKBONES}
 
 
 class Network(nn.Module):
@@ -102,8 +102,11 @@ class _SideBySide(torch.autograd.Function):
 
 def backbone(name: str) -> nn.Module:
     """A freshly initialised backbone of the catalogue. Raises KeyError for a name that the catalogue does not have."""
-    hidden = mlp_hidden(name)
-    return mlp.mlp(hidden) if hidden is not None else BACKBONES[name]()  # type: ignore[no-untyped-call]
+    if (hidden := mlp_hidden(name)) is not None:
+        return mlp.mlp(hidden)
+    if (blocks := resnet_blocks(name)) is not None:
+        return resnet.resnet(*blocks)
+    return BACKBONES[name]()  # type: ignore[no-untyped-call]
 
 
 def build(models: Sequence[str], dense: int, classes: int) -> Network:
