@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import shutil
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from kdedge import store
 from kdedge.data.batches import Samples, Views, stable_seed
@@ -26,6 +19,7 @@ from kdedge.data.splits import Splits, split
 from kdedge.errors import Interrupted, KdedgeError
 from kdedge.fit import Seen, Taught, fit, member_losses
 from kdedge.losses.logits import CrossEntropy
+from kdedge.machine import chosen_device, interruptible, keep_freed_memory
 from kdedge.models.network import Network, count_parameters
 from kdedge.networks import finished_network, new_network, with_new_members
 from kdedge.plan import Stage, plan, run_that_has
@@ -53,14 +47,14 @@ def distill(
         raise KdedgeError(f"{recipe.name} describes several runs; kdedge.load_recipes(...) gives each of them")
     progress = progress or Quiet()
     recipe = made_quick(recipe) if quick else recipe
-    compute = _device(device)
+    compute = chosen_device(device)
     wanted = recipe.data
     dataset = load(wanted.name, data_dir, wanted.as_)
     cut = split(len(dataset.train_labels), wanted.split_seed, wanted.validation, wanted.calibration, wanted.limit)
     stages = plan(recipe, f"{dataset.fingerprint}/{cut.fingerprint}")
     run = _describe(Path(runs) / recipe.name, recipe, quick, dataset, cut, stages)
     keep_freed_memory()
-    with store.lock(run.path), _interruptible() as stop:
+    with store.lock(run.path), interruptible() as stop:
         run.write()
         store.sweep(run.path)
         train, validation = (
@@ -275,53 +269,6 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        if not torch.cuda.is_available():
-            raise KdedgeError(
-                "--device cuda: torch finds no usable GPU here. Use --device cpu, or auto to take what there is."
-            )
-        # Resuming promises the same bytes; cuBLAS keeps it only with a fixed workspace.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    return torch.device(name)
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory. By default it returns every large tensor to the system at once, and each step
-    pays for its pages anew: 768 against 1,186 images/s for the TCN teacher on 2 cores (docs/lab-notes.md)."""
-    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
-        return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # the numbers of mallopt(3)
-    libc.mallopt(mmap_threshold, 1 << 30)
-    libc.mallopt(trim_threshold, (1 << 31) - 1)
-    libc.mallopt(top_pad, 1 << 26)
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Within the block, Ctrl-C and SIGTERM only raise a flag, so that a stage can save itself between two steps. A
-    second Ctrl-C stops at once. Elsewhere than in the main thread signals are left alone."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def ask(signum: int, frame: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def summary(run: store.Run) -> dict[str, Any]:

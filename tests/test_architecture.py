@@ -18,7 +18,7 @@ LEVELS = [
     {"data", "models", "losses", "devices", "statistics", "yaml_reader", "wording"},
     {"recipe", "recipe_rules", "recipe_reader", "variants"},
     {"plan"},
-    {"fit", "targets", "networks", "store", "progress"},
+    {"fit", "targets", "networks", "store", "progress", "machine"},
     {"distillation", "deployment", "validate", "benchmark", "bench_report", "comparison"},
     {"cli", "__init__", "__main__"},
 ]

@@ -35,9 +35,9 @@ from torchvision.datasets import FashionMNIST
 from kdedge.data.batches import Samples, Views
 from kdedge.data.load import Dataset, load
 from kdedge.devices.runner import device
-from kdedge.distillation import keep_freed_memory
 from kdedge.fit import fit
 from kdedge.losses.dense import MSE
+from kdedge.machine import keep_freed_memory
 from kdedge.networks import new_network
 from kdedge.targets import compute
 from kdedge.variants import load_recipe
