@@ -42,7 +42,8 @@ def export(
     run = run if isinstance(run, Run) else store.open_run(Path(run))
     recipe = resolved_recipe(run.recipe, str(run.path / "run.json"))
     networks = [
-        (name, role, finished_network(run, recipe, name, _last_stage(run, name))) for name, role in roles(recipe)
+        (name, role, finished_network(run, recipe, name, _last_stage(run, name)).with_one_head())
+        for name, role in roles(recipe)
     ]
     dataset = load_recorded(run.data, data_dir)
     calibration = torch.from_numpy(dataset.train_images[run.data["calibration"]])

@@ -18,6 +18,7 @@ from kdedge.data.load import Dataset, load
 from kdedge.data.splits import Splits, split
 from kdedge.errors import Interrupted, KdedgeError
 from kdedge.fit import Seen, Taught, fit, member_losses
+from kdedge.losses.lesson import NOT_NETWORKS
 from kdedge.losses.logits import CrossEntropy
 from kdedge.machine import chosen_device, interruptible, keep_freed_memory
 from kdedge.models.network import Network, count_parameters
@@ -140,7 +141,7 @@ def carry_out(work: Work, stage: Stage) -> None:
             "key": stage.key,
             "parents": list(stage.parents),
             "weights_sha256": store.sha256(folder / "weights.safetensors"),
-            "parameters": count_parameters(network),
+            "parameters": count_parameters(network.with_one_head()),
             "models": network.models,
             **known,
             **_of_members(work, stage, network),
@@ -175,10 +176,12 @@ def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Tau
     else:
         network = new_network(work.recipe, stage.network).to(device)
         if described.head is not None:
-            network.head.load_state_dict(work.finished(described.head.source)[0].head.state_dict())
+            start = work.finished(described.head.source)[0].head.state_dict()
+            for head in network.heads():
+                head.load_state_dict(start)
     sources: dict[str, Targets] = {}
     for source in (source for lesson in described.learns for source in lesson.sources):
-        if source != "labels" and source not in sources:
+        if source not in (*NOT_NETWORKS, *sources):
             teacher, taught_by = work.finished(source)
             seen = work.seen_by(stage.network).views.name + (f"-{described.view.name}" if described.view else "")
             folder = f"targets/{taught_by.key[:16]}-{seen}"

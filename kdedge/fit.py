@@ -67,10 +67,10 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `network` in place; returns loss, validation accuracy in percent and seconds of each epoch.
 
-    The objective is the weighted sum of the lessons. With `frozen`, the dense vectors of the finished members, only the
-    head learns. Order and views are pure functions of seed, epoch and sample: a run that was killed goes on from
-    `checkpoint` and ends in the same bytes. When `stop` says so, it saves and raises KeyboardInterrupt. Raises
-    TrainingError when a loss or a weight is not a finite number.
+    The objective is the weighted sum of the lessons, and that summed over the members of an ensemble. With `frozen`, the
+    dense vectors of the finished members, only the head learns. Order and views are pure functions of seed, epoch and
+    sample: a run that was killed goes on from `checkpoint` and ends in the same bytes. When `stop` says so, it saves and
+    raises KeyboardInterrupt. Raises TrainingError when a loss or a weight is not a finite number.
     """
     device = train.images.device
     # torch.manual_seed seeds every kind of device, and takes a third of a millisecond for it.
@@ -132,7 +132,11 @@ def fit(
 
 
 def objective(network: Network, taught: Taught, data: Samples, batch: Batch, frozen: Targets | None = None) -> Tensor:
-    """Weighted sum of the lessons on one batch, a scalar. A live teacher runs once, for all siblings and lessons."""
+    """Weighted sum of the lessons on one batch, a scalar. A live teacher runs once, for all siblings and lessons.
+
+    It is summed over the members of an ensemble, so each gets the gradient that it would get alone; its peers are what
+    the others give on this batch.
+    """
     sources = {id(source): source for _, source in taught if source is not None}
     labels = data.labels[batch.samples]
     images = None
@@ -146,13 +150,20 @@ def objective(network: Network, taught: Taught, data: Samples, batch: Batch, fro
         else:
             assert images is not None
             dense = network.dense(images)
-        outputs = {"dense": dense}
+        learners = network.learners(dense)
+        outputs = {"dense": [own.float() for own, _ in learners]}
         if any(lesson.what == "logits" for lesson, _ in taught):
-            outputs["logits"] = network.head(dense)
+            outputs["logits"] = [head(own).float() for own, head in learners]
     total = labels.new_zeros((), dtype=torch.float32)
     for lesson, source in taught:
-        target = labels if source is None else known[id(source)][lesson.what]
-        total = total + lesson.weight * lesson(outputs[lesson.what].float(), target, labels)
+        given = outputs[lesson.what]
+        for number, own in enumerate(given):
+            if lesson.source == "peers":
+                targets = [other.detach() for other in given[:number] + given[number + 1 :]]
+            else:
+                targets = [labels if source is None else known[id(source)][lesson.what]]
+            for target in targets:
+                total = total + lesson.weight / len(targets) * lesson(own, target, labels)
     return total
 
 

@@ -10,14 +10,14 @@ from kdedge import store
 from kdedge.data.batches import stable_seed
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError
-from kdedge.models.network import Network, backbone, build
+from kdedge.models.network import Network, backbone, build, build_ensemble
 from kdedge.recipe import Recipe
 
 
 def new_network(recipe: Recipe, name: str) -> Network:
     """The network `name` of a recipe, its weights drawn by the recipe's seed and its own name alone."""
     torch.manual_seed(stable_seed(recipe.seed, name, "weights"))
-    return _built(recipe, recipe.networks[name].models, recipe.networks[name].dense)
+    return _built(recipe, name, recipe.networks[name].models)
 
 
 def finished_network(run: store.Run, recipe: Recipe, name: str, stage: str) -> Network:
@@ -30,9 +30,8 @@ def finished_network(run: store.Run, recipe: Recipe, name: str, stage: str) -> N
     file = folder / "weights.safetensors"
     record = store.read_document(folder / "stage.json")
     weights = store.load_tensors(file, record.get("weights_sha256", "(none)"))
-    described = recipe.networks[name]
     try:
-        network = _built(recipe, record.get("models", described.models), described.dense)
+        network = _built(recipe, name, record.get("models", recipe.networks[name].models))
         network.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise RunError(f"{file} does not fit network '{name}': {error}") from None
@@ -46,12 +45,17 @@ def with_new_members(network: Network, places: Sequence[int], recipe: Recipe, na
     torch.manual_seed(stable_seed(recipe.seed, name, "improve", "weights"))
     network.members.requires_grad_(False)
     for place in sorted(places):
-        fresh = backbone(improve.model).to(network.head.weight.device)
+        fresh = backbone(improve.model).to(network.heads()[0].weight.device)
         network.members[place] = fresh.to(memory_format=torch.channels_last)
         network.models[place] = improve.model
     return network
 
 
-def _built(recipe: Recipe, models: Sequence[str], dense: int) -> Network:
-    network = build(models, dense, len(DATASETS[recipe.data.name].classes))
+def _built(recipe: Recipe, name: str, models: Sequence[str]) -> Network:
+    """The network `name`, its members of these models."""
+    described, classes = recipe.networks[name], len(DATASETS[recipe.data.name].classes)
+    if described.split == "none":
+        network = build_ensemble(models, described.widths, classes)
+    else:
+        network = build(models, described.dense, classes)
     return network.to(memory_format=torch.channels_last)

@@ -29,7 +29,7 @@ from pydantic import (
 from kdedge.data import catalog as datasets
 from kdedge.data.catalog import DATASETS
 from kdedge.losses import LOSSES, OF_CHUNKS, Lesson
-from kdedge.losses.lesson import FromList, one_or_list
+from kdedge.losses.lesson import NOT_NETWORKS, FromList, one_or_list
 from kdedge.losses.logits import CrossEntropy
 from kdedge.models import catalog
 from kdedge.recipe_rules import MAX_MEMBERS
@@ -55,7 +55,7 @@ def _name_or_number(value: object) -> object:
 
 
 def _not_reserved(name: str) -> str:
-    if name in ("labels", "peers"):
+    if name in NOT_NETWORKS:
         raise ValueError(f"{name!r} has a meaning in lessons; give the network another name")
     return name
 
@@ -185,12 +185,16 @@ class Improve(_Fields):
 
 
 class Network(_Fields):
-    """A model, or a group of models that share the dense vector they learn in equal chunks."""
+    """A model, or a group of models: they share the dense vector they learn in equal chunks, or each learns the whole."""
 
     model: Annotated[
         Annotated[ModelName, Tag("one")] | Annotated[MemberModels, Tag("list")], Discriminator(one_or_list)
     ] = Field(examples=["tcn-student-4"])
     count: int | None = Field(None, ge=1, le=MAX_MEMBERS, description="members of the group; without it, no group")
+    split: Literal["chunks", "none"] = Field(
+        "chunks",
+        description="of a group; `none`: an ensemble, whose members learn the whole and whose logits are their mean",
+    )
     learns: Annotated[tuple[_AnyLesson, ...], FromList] = Field(
         (CrossEntropy(),), min_length=1, max_length=64, examples=[[{"from": "teacher", "loss": "mse"}]]
     )
@@ -210,7 +214,8 @@ class Network(_Fields):
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
-        return {key: value for key, value in fields.items() if key not in ("view", "improve") or value is not None}
+        unused = {"view": None, "improve": None, "split": "chunks"}
+        return {key: value for key, value in fields.items() if key not in unused or value != unused[key]}
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -225,19 +230,24 @@ class Network(_Fields):
     @property
     def learns_in_chunks(self) -> bool:
         """Whether this is a group whose members learn independently, so that each has a loss of its own."""
-        return self.is_group and all(lesson.loss in OF_CHUNKS for lesson in self.learns)
+        return self.is_group and self.split == "chunks" and all(lesson.loss in OF_CHUNKS for lesson in self.learns)
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The networks that the lessons and the head learn from, each once, without the labels."""
+        """The other networks that the lessons and the head learn from, each once."""
         heads = [self.head.source] if self.head else []
         lessons = (source for lesson in self.learns for source in lesson.sources)
-        return tuple(dict.fromkeys(source for source in [*lessons, *heads] if source != "labels"))
+        return tuple(dict.fromkeys(source for source in [*lessons, *heads] if source not in NOT_NETWORKS))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each member's dense vector."""
+        return tuple(info.dense for model in self.models if (info := catalog.find(model)))
 
     @property
     def dense(self) -> int:
         """Width of the dense vector; a group's is the concatenation of its members'."""
-        return sum(info.dense for model in self.models if (info := catalog.find(model)))
+        return sum(self.widths)
 
 
 class Int8(_Fields):

@@ -13,6 +13,7 @@ from typing import Any
 
 from kdedge.data import catalog as datasets
 from kdedge.losses import LOSSES, OF_CHUNKS
+from kdedge.losses.lesson import NOT_NETWORKS
 from kdedge.models import catalog
 from kdedge.wording import KeyPath, unknown
 
@@ -30,6 +31,7 @@ class _Network:
     name: str
     models: list[tuple[KeyPath, str]] = field(default_factory=list)  # where and which, one a member; empty: not known
     is_group: bool = False
+    is_ensemble: bool = False
     lessons: list[tuple[KeyPath, str, str]] = field(default_factory=list)  # where `from` is, loss ("": not known), from
     lessons_known: bool = True
     improve: tuple[int, str] | None = None  # how many members, with which model
@@ -42,7 +44,7 @@ class _Network:
 
     def sources(self) -> Iterator[tuple[KeyPath, str]]:
         """Where `from` stands, and the network that it names."""
-        yield from ((at, source) for at, _, source in self.lessons if source != "labels")
+        yield from ((at, source) for at, _, source in self.lessons if source not in NOT_NETWORKS)
         if self.head is not None:
             yield ("networks", self.name, "head", "from"), self.head
 
@@ -62,6 +64,7 @@ def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Find
         yield from _images(networks, data["name"], data.get("as"))
         yield from _classes(written, datasets.find(data["name"], data.get("as")), refused)
     for network in networks.values():
+        yield from _peers(network)
         yield from _chunks(network, networks)
         yield from _improve(network)
         yield from _logits(network)
@@ -87,6 +90,7 @@ def _network(name: str, value: dict[str, Any], refused: Collection[KeyPath]) -> 
     bad_keys = {path[0] for path in bad if path}
     model, count = value.get("model"), value.get("count")
     network = _Network(name, is_group=count is not None or isinstance(model, list | tuple))
+    network.is_ensemble = value.get("split") == "none"
     if not bad_keys & {"model", "count"}:
         if isinstance(model, str):
             network.models = [((*at, "model"), model)] * (count or 1)
@@ -127,6 +131,23 @@ def _names(networks: dict[str, _Network], names: list[str]) -> Iterator[Finding]
         for n, (lesson, at, source) in enumerate(several):
             if any((lesson, source) == (other, before) for other, _, before in several[:n]):
                 yield at, f"{source!r} is in the list twice"
+
+
+def _peers(network: _Network) -> Iterator[Finding]:
+    """Only the members of an ensemble have peers: those of other groups know a chunk each, and none knows another's."""
+    at: KeyPath = ("networks", network.name)
+    if network.is_ensemble and not network.is_group:
+        yield (*at, "split"), "expected a group; write count: 2 or more, or a list of models"
+    for where, loss, source in network.lessons:
+        if source != "peers":
+            continue
+        if len(where) > 5:
+            yield where, "'peers' stand in no list; give them a lesson of their own"
+        elif not network.is_ensemble or len(network.models) == 1:
+            yield where, "'peers' are the other members of an ensemble; write split: none, and count: 2 or more"
+        elif loss in OF_CHUNKS and len({_info(model).dense for _, model in network.models}) > 1:
+            widths = ", ".join(str(_info(model).dense) for _, model in network.models)
+            yield where, f"{loss} compares dense vectors of one width; the members' are {widths} wide"
 
 
 def _cycles(networks: dict[str, _Network]) -> Iterator[Finding]:
@@ -178,12 +199,13 @@ def _classes(written: dict[str, Any], data: datasets.DatasetInfo, refused: Colle
 
 
 def _chunks(network: _Network, networks: dict[str, _Network]) -> Iterator[Finding]:
-    """Members learn equal chunks of a dense vector (Malik et al. 2021, Eq. 3); a head fits one width."""
+    """Members learn equal chunks of a dense vector (Malik et al. 2021, Eq. 3), those of an ensemble all of it; a head fits
+    one width."""
     sources = [source for _, loss, source in network.lessons if loss in OF_CHUNKS]
     sources += [network.head] if network.head is not None else []
     models = [model for _, model in network.models]
     widths = {_info(model).dense: None for model in models}
-    if not sources and len(widths) > 1:
+    if not sources and len(widths) > 1 and not network.is_ensemble:
         message = f"the members' dense vectors are {', '.join(map(str, widths))} wide; a group's members need one width"
         yield ("networks", network.name, "model"), message
     for source in dict.fromkeys(sources):
@@ -193,7 +215,7 @@ def _chunks(network: _Network, networks: dict[str, _Network]) -> Iterator[Findin
 
 
 def _chunk_problems(network: _Network, source: str, width: int) -> Iterator[Finding]:
-    members = len(network.models)
+    members = 1 if network.is_ensemble else len(network.models)
     if width % members:
         counts = [str(n) for n in range(1, MAX_MEMBERS + 1) if width % n == 0]
         where = "model" if len(network.models[0][0]) == 4 else "count"
@@ -205,10 +227,11 @@ def _chunk_problems(network: _Network, source: str, width: int) -> Iterator[Find
         info = _info(model)
         if info.dense == chunk:
             continue
-        needs = f"{source!r} has {width}" + (f", which is {chunk} for each of {members}" if network.is_group else "")
+        needs = f"{source!r} has {width}" + (f", which is {chunk} for each of {members}" if chunk < width else "")
         fits = _of_shape(chunk, info.image)
         advice = f"; use {', '.join(fits)}" if fits else ""
-        if len(at) == 3 and width % info.dense == 0 and width // info.dense <= MAX_MEMBERS:
+        divides = width % info.dense == 0 and width // info.dense <= MAX_MEMBERS
+        if len(at) == 3 and divides and not network.is_ensemble:
             advice += f"; or write count: {width // info.dense}"
         yield at, f"{model} has a dense vector of {info.dense}, {needs}{advice}"
 
@@ -220,6 +243,9 @@ def _improve(network: _Network) -> Iterator[Finding]:
     at: KeyPath = ("networks", network.name, "improve")
     worst, better = network.improve
     models = list(dict.fromkeys(model for _, model in network.models))
+    if network.is_ensemble:
+        yield at, "improves members that learn a chunk each; remove it, or `split: none`"
+        return
     if not network.is_group or len(models) > 1:
         yield at, "improves members of a group of one model; write `model` and `count`, or remove it"
         return

@@ -256,6 +256,17 @@ def test_a_specialist_sees_the_images_of_its_classes(copied: Path, data_dir: Pat
     assert load_tensors(folder / "outputs.safetensors")["logits"].shape[1] == np.isin(labels, [0, 8]).sum()
 
 
+def test_each_member_of_an_ensemble_starts_with_the_teachers_head(copied: Path, data_dir: Path) -> None:
+    """And without a lesson on logits keeps it."""
+    changes = ["model=mlp-64", "split=none", "head.fine_tune_epochs=0", "fit.epochs=1"]
+    ensemble = parse_recipe(TINY, overrides=[f"networks.students.{change}" for change in changes])
+    run = distill(ensemble, runs=copied, data_dir=data_dir, device="cpu")
+    teacher, students = (load_tensors(run.stage(name) / "weights.safetensors") for name in (TEACHER, STUDENTS))
+    for number in (0, 1):
+        for name in ("weight", "bias"):
+            assert torch.equal(students[f"head.members.{number}.{name}"], teacher[f"head.{name}"])
+
+
 def test_a_deleted_stage_is_made_anew_with_the_same_bytes(copied: Path, finished: Path, data_dir: Path) -> None:
     shutil.rmtree(stage_folder(copied, STUDENTS))
     shutil.rmtree(copied / "tiny" / "targets")

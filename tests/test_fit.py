@@ -24,7 +24,7 @@ from kdedge.errors import RunError, TrainingError
 from kdedge.fit import Seen, Taught, accuracy, fit, lr_at, member_losses, objective
 from kdedge.losses.dense import MSE
 from kdedge.losses.logits import KD, CrossEntropy
-from kdedge.models.network import Network, build
+from kdedge.models.network import Network, build, build_ensemble
 from kdedge.recipe import Fit
 from kdedge.targets import Cached, Live, Targets
 
@@ -49,6 +49,19 @@ def images(count: int = SAMPLES, seed: int = 0) -> Samples:
 def network(*models: str, seed: int = 0) -> Network:
     torch.manual_seed(seed)
     return build(models, sum(int(model.split("-")[1]) for model in models), 10)
+
+
+def ensemble(members: int) -> Network:
+    torch.manual_seed(0)
+    return build_ensemble(["mlp-6"] * members, [6] * members, 10)
+
+
+def copies(trained: Network) -> list[Network]:
+    """Each member of an ensemble as a network of its own."""
+    return [
+        Network([copy.deepcopy(member)], copy.deepcopy(head))
+        for member, head in zip(trained.members, trained.heads(), strict=True)
+    ]
 
 
 def with_state() -> Network:
@@ -225,6 +238,44 @@ def test_siblings_trained_together_are_siblings_trained_alone(tmp_path: Path) ->
         train(one, [(MSE_LESSON, chunk)], settings, tmp_path / str(number))
         for name, tensor in one.members[0].state_dict().items():
             torch.testing.assert_close(together.members[number].state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_members_of_an_ensemble_are_networks_trained_alone(tmp_path: Path, optimizer: str) -> None:
+    """With the learning rate of one, though there are three."""
+    settings = Fit.model_validate({"epochs": 2, "batch_size": 32, "optimizer": optimizer, "lr": 0.01})
+    together, source = ensemble(3), outputs(6)
+    alone = copies(together)
+    taught: Taught = [(CrossEntropy(), None), (MSE_LESSON, source), (KD_LESSON, source)]
+    train(together, taught, settings, tmp_path / "together")
+    for number, one in enumerate(alone):
+        train(one, taught, settings, tmp_path / str(number))
+        for found, expected in ((together.members[number], one.members[0]), (together.heads()[number], one.head)):
+            for name, tensor in expected.state_dict().items():
+                torch.testing.assert_close(found.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_peers_teach_the_mean_of_their_softened_outputs_and_learn_nothing_from_it() -> None:
+    """Loss and gradient of three members, each on a target of two constants (Zhang et al. 2018, Eqs. 11 and 12)."""
+    trained, data = ensemble(3), images()
+    alone = copies(trained)
+    batch = Batch(torch.tensor([3, 1, 4, 15, 92]), torch.zeros(5, dtype=torch.int64))
+    lesson = KD.model_validate({"from": "peers", "temperature": 2, "alpha": 1, "weight": 0.5})
+    loss = objective(trained, [(lesson, None)], data, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+
+    seen = normalise(data.images[batch.samples], INFO)
+    softened = [(one(seen).detach() / 2).softmax(1) for one in alone]
+    total = torch.zeros(())
+    for number, one in enumerate(alone):
+        target = torch.stack(softened[:number] + softened[number + 1 :]).mean(0)
+        total = total + 0.5 * 4 * F.cross_entropy(one(seen) / 2, target)
+    total.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(loss, total)
+    for number, one in enumerate(alone):
+        for name, parameter in one.members[0].named_parameters():
+            torch.testing.assert_close(trained.members[number].get_parameter(name).grad, parameter.grad)
+        torch.testing.assert_close(trained.heads()[number].weight.grad, one.heads()[0].weight.grad)
 
 
 def test_without_a_lesson_on_logits_the_head_stays(tmp_path: Path) -> None:

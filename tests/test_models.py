@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdedge.models import catalog
 from kdedge.models.layers import ReLUMaxPool
-from kdedge.models.network import BACKBONES, Network, backbone, build, count_parameters
+from kdedge.models.network import BACKBONES, Network, backbone, build, build_ensemble, count_parameters
 from kdedge.models.resnet import Residual
 
 RESNETS = ["resnet-1-1-0-0", "resnet-2-0-0-0", "resnet-0-2-0-1", "resnet-0-0-0-1-s4", "resnet-3-4-6-3"]
@@ -175,6 +175,22 @@ def test_group_is_its_members_side_by_side_and_one_head() -> None:
     dense = torch.cat(chunks, 1)
     assert torch.equal(network.dense(images), dense)
     torch.testing.assert_close(network(images), dense @ network.head.weight.T + network.head.bias)
+
+
+def test_logits_of_an_ensemble_are_the_mean_of_its_members() -> None:
+    torch.manual_seed(0)
+    network = build_ensemble(["mlp-3", "mlp-5"], [3, 5], 10)
+    images = torch.randn(4, 1, 28, 28)
+    alone = [head(member(images)) for member, head in zip(network.members, network.heads(), strict=True)]
+    torch.testing.assert_close(network(images), (alone[0] + alone[1]) / 2)
+    deployed = network.with_one_head()
+    assert isinstance(deployed.head, nn.Linear)
+    torch.testing.assert_close(deployed(images), (alone[0] + alone[1]) / 2)
+
+
+def test_a_network_with_one_head_is_left_as_it_is() -> None:
+    network = build(["mlp-3", "mlp-5"], 8, 10)
+    assert network.with_one_head() is network
 
 
 def test_students_may_answer_with_negative_numbers_and_the_teacher_may_not() -> None:

@@ -104,6 +104,10 @@ def test_what_changes_a_key(override: str, expected: set[str]) -> None:
     assert changed(keys(), keys(override)) == expected
 
 
+def test_a_default_that_is_written_changes_no_key() -> None:
+    assert keys("networks.students.split=chunks") == keys()
+
+
 def test_another_model_changes_the_keys() -> None:
     before, after = keys(), keys("networks.students.model=mlp-16", "networks.students.count=4")
     assert changed(before, after) == {STUDENTS, HEAD}

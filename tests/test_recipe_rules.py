@@ -7,6 +7,8 @@ from bad_recipes import HEAD, TCN4, network, problems
 
 from kdedge.recipe_reader import parse_recipe
 
+PEERS = "learns[0].from: 'peers' are the other members of an ensemble; write split: none, and count: 2 or more"
+
 
 @pytest.mark.parametrize(
     ("line", "message"),
@@ -23,6 +25,9 @@ from kdedge.recipe_reader import parse_recipe
          "use tcn-student-2, mlp-128"),
         ("{model: mlp-100, learns: [{from: t, loss: mse}], head: {from: t}}",
          "model: mlp-100 has a dense vector of 100, 't' has 256; "
+         "use tcn-teacher, tcn-student-1, kd-student, mlp-256"),
+        ("{model: tcn-student-4, count: 4, split: none, head: {from: t}}",
+         "model: tcn-student-4 has a dense vector of 64, 't' has 256; "
          "use tcn-teacher, tcn-student-1, kd-student, mlp-256"),
         ("{model: [tcn-student-2, tcn-student-4]}",
          "model: the members' dense vectors are 128, 64 wide; a group's members need one width"),
@@ -50,6 +55,41 @@ def test_dense_vectors_are_learned_in_equal_chunks(line: str, message: str) -> N
 )
 def test_a_list_of_networks_to_learn_from(line: str, message: str) -> None:
     assert network(f"{{model: kd-student, learns: [{line}]}}").startswith(f"bad.yaml:5: networks.x.learns[0].{message}")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{model: mlp-9, split: none}", "split: expected a group; write count: 2 or more, or a list of models"),
+        ("{model: mlp-9, count: 2, split: some}", "split: unknown split 'some'. Splits: chunks, none"),
+        (
+            "{model: mlp-9, count: 2, split: none, improve: {worst: 1, with: mlp-9}}",
+            "improve: improves members that learn a chunk each; remove it, or `split: none`",
+        ),
+        ("{model: mlp-9, learns: [{from: peers, loss: kd}]}", PEERS),
+        ("{model: mlp-9, count: 2, learns: [{from: peers, loss: kd}]}", PEERS),
+        ("{model: mlp-9, count: 1, split: none, learns: [{from: peers, loss: kd}]}", PEERS),
+        (
+            "{model: mlp-9, count: 2, split: none, learns: [{from: [t, peers], loss: kd}]}",
+            "learns[0].from[1]: 'peers' stand in no list; give them a lesson of their own",
+        ),
+        (
+            "{model: [mlp-9, mlp-8], split: none, learns: [{loss: cross_entropy}, {from: peers, loss: mse}]}",
+            "learns[1].from: mse compares dense vectors of one width; the members' are 9, 8 wide",
+        ),
+        (
+            "{model: mlp-9, count: 2, split: none, head: {from: peers}}",
+            "head.from: unknown network 'peers'. Networks: t",
+        ),
+    ],
+)
+def test_only_members_of_an_ensemble_have_peers(line: str, message: str) -> None:
+    assert network(line) == f"bad.yaml:5: networks.x.{message}"
+
+
+def test_members_of_an_ensemble_may_differ() -> None:
+    found = parse_recipe(HEAD + "  x: {model: [mlp-9, mlp-8], split: none, learns: [{from: peers, loss: kd}]}").networks
+    assert (found["x"].widths, found["x"].dense, found["x"].sources) == ((9, 8), 17, ())
 
 
 def test_logits_need_a_teacher() -> None:

@@ -19,6 +19,7 @@ EVERY_RUN = [recipe for path in RECIPES for recipe in load_recipes(path)]
 # Teaching assistants over TCN, ensembles with their merge layer
 VGG = {"teacher": 14_728_266, "one": 2_623_146, "two": 2_485_066, "four": 2_405_514, "eight": 1_942_026}
 TOTALS = {  # Malik et al. 2021, Table 6
+    "codistill": {"teacher": 2_380_938, "students": 283_930},
     "conditional": {"teacher": 2_380_938, "student": 94_650},
     "ensemble": {"teacher": 2_380_938, "second": 2_380_938, "third": 2_380_938, "student": 94_650},
     "kd": {"teacher": 2_380_938, "student": 94_650},

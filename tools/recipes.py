@@ -50,7 +50,8 @@ def _row(recipe: Recipe, name: str, network: Network) -> str:
     model = f"{len(network.models)} x {models}" if len(network.models) > 1 else models
     if (improve := network.improve) is not None:
         model += f", then the worst {improve.worst} {improve.model}"
-    lessons = ", ".join(_lesson(lesson, len(network.models)) for lesson in network.learns)
+    chunks = len(network.models) if network.split == "chunks" else 1
+    lessons = ", ".join(_lesson(lesson, chunks) for lesson in network.learns)
     head = network.head
     if head is not None:
         tuned = f", tuned for {head.fine_tune_epochs} epochs" if head.fine_tune_epochs else ""
@@ -58,8 +59,8 @@ def _row(recipe: Recipe, name: str, network: Network) -> str:
     return f"| {name} | {model} | {parameters(recipe, name):,} | {lessons} | {network.fit.epochs} |"
 
 
-def _lesson(lesson: Lesson, members: int) -> str:
-    what = f"{lesson.what} x{members}" if lesson.what == "dense" and members > 1 else lesson.what
+def _lesson(lesson: Lesson, chunks: int) -> str:
+    what = f"{lesson.what} x{chunks}" if lesson.what == "dense" and chunks > 1 else lesson.what
     return f"{lesson.loss} ({what} of {', '.join(lesson.sources)})"
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
+NOT_NETWORKS = ("labels", "peers")  # what `from` may name beside networks; peers: the other members of an ensemble
+
 # YAML and JSON have lists, frozen classes have tuples.
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
@@ -31,14 +33,16 @@ class Lesson(BaseModel):
         Annotated[str, Tag("one")]
         | Annotated[tuple[str, ...], FromList, Field(min_length=1, max_length=64), Tag("list")],
         Discriminator(one_or_list),
-    ] = Field(alias="from", description="`labels`, the network that is learned from, or several: the mean over them")
+    ] = Field(
+        alias="from", description="`labels`, `peers`, the network that is learned from, or several: the mean over them"
+    )
     weight: Weight = Field(1.0, description="factor of this lesson in the sum of all lessons")
     what: str
     loss: str
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """All that it learns from: `labels`, or networks."""
+        """All that it learns from: `labels`, `peers`, or networks."""
         return (self.source,) if isinstance(self.source, str) else self.source
 
     def share(self) -> Lesson:

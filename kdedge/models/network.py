@@ -20,12 +20,13 @@ class Network(nn.Module):
     """One backbone and its head, or a group of backbones that share one (the paper's "class" of students).
 
     A group's dense vector is the concatenation of its members' chunks (Malik et al. 2021, Eq. 4), and its head is
-    linear on that vector (Eq. 5). A network that stands alone is a group of one.
+    linear on that vector (Eq. 5). A network that stands alone is a group of one. The members of an ensemble have a head
+    each; it is deployed with one that gives the mean of their logits (`with_one_head`).
     """
 
-    head: nn.Linear
+    head: nn.Linear | Heads
 
-    def __init__(self, members: Sequence[nn.Module], head: nn.Linear, models: Sequence[str] = ()) -> None:
+    def __init__(self, members: Sequence[nn.Module], head: nn.Linear | Heads, models: Sequence[str] = ()) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.head = head
@@ -35,7 +36,8 @@ class Network(nn.Module):
     def dense(self, images: Tensor) -> Tensor:
         """Float [batch, C, H, W], normalised, to the dense vector, float [batch, width]."""
         if self._threads is not None:
-            dense: Tensor = _SideBySide.apply(self.head.bias, images, self.members, self._threads)
+            seam = next(self.head.parameters())
+            dense: Tensor = _SideBySide.apply(seam, images, self.members, self._threads)
             return dense
         chunks = [member(images) for member in self.members]
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks, 1)
@@ -44,6 +46,20 @@ class Network(nn.Module):
         """Float [batch, C, H, W], normalised, to logits, float [batch, classes]."""
         logits: Tensor = self.head(self.dense(images))
         return logits
+
+    def heads(self) -> list[nn.Linear]:
+        """The head, or that of each member of an ensemble."""
+        return [self.head] if isinstance(self.head, nn.Linear) else self.head.of_members()
+
+    def learners(self, dense: Tensor) -> list[tuple[Tensor, nn.Linear]]:
+        """Each one that learns by itself, as its dense vector and its head: the network, or each member of an ensemble."""
+        return _apart(dense, self.heads())
+
+    def with_one_head(self) -> Network:
+        """The same members with one linear head, which gives the same logits but for rounding."""
+        if isinstance(self.head, nn.Linear):
+            return self
+        return Network(list(self.members), mean_head(self.heads()), self.models).train(self.training)
 
     def train(self, mode: bool = True) -> Network:
         """As in every module, but members without anything to learn stay as they are: batch norm and dropout as well."""
@@ -64,7 +80,7 @@ class Network(nn.Module):
         cores = torch.get_num_threads()
         workers = min(cores, len(self.members))
         random = any(isinstance(module, nn.Dropout | nn.Dropout2d) for module in self.members.modules())
-        if workers < 2 or random or self.head.weight.device.type != "cpu":
+        if workers < 2 or random or next(self.head.parameters()).device.type != "cpu":
             yield
             return
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(cores // workers,)) as threads:
@@ -75,6 +91,43 @@ class Network(nn.Module):
             finally:
                 self._threads = None
                 torch.set_num_threads(cores)
+
+
+class Heads(nn.Module):
+    """A linear head for each member of an ensemble, on the member's own dense vector; together they give the mean."""
+
+    def __init__(self, heads: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(heads)
+        self.in_features = sum(head.in_features for head in heads)
+        self.out_features = heads[0].out_features
+
+    def of_members(self) -> list[nn.Linear]:
+        """The head of each member."""
+        return [head for head in self.members if isinstance(head, nn.Linear)]
+
+    def forward(self, dense: Tensor) -> Tensor:
+        """The dense vectors of all members, float [batch, width of all], to logits, float [batch, classes]."""
+        return torch.stack([head(own) for own, head in _apart(dense, self.of_members())]).mean(0)
+
+
+def _apart(dense: Tensor, heads: Sequence[nn.Linear]) -> list[tuple[Tensor, nn.Linear]]:
+    """Each head with the part of the dense vectors, float [batch, width of all], that is its own."""
+    return list(zip(torch.split(dense, [head.in_features for head in heads], 1), heads, strict=True))
+
+
+def mean_head(heads: Sequence[nn.Linear]) -> nn.Linear:
+    """The linear head on the dense vectors of several networks side by side that gives the mean of their logits."""
+    weight = torch.cat([head.weight.detach() for head in heads], 1) / len(heads)
+    bias = torch.stack([head.bias.detach() for head in heads]).mean(0)
+    return _linear(weight, bias)
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer with this weight, float [outputs, inputs], and bias, float [outputs]."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer
 
 
 class _SideBySide(torch.autograd.Function):
@@ -112,6 +165,12 @@ def backbone(name: str) -> nn.Module:
 def build(models: Sequence[str], dense: int, classes: int) -> Network:
     """A freshly initialised network of the named backbones; `dense` is the width of all their outputs together."""
     return Network([backbone(name) for name in models], nn.Linear(dense, classes), models)
+
+
+def build_ensemble(models: Sequence[str], widths: Sequence[int], classes: int) -> Network:
+    """The same with a head for each backbone; `widths` are those of their outputs."""
+    heads = [nn.Linear(width, classes) for width in widths]
+    return Network([backbone(name) for name in models], Heads(heads), models)
 
 
 def count_parameters(module: nn.Module) -> int:
