@@ -287,11 +287,13 @@ def bench(run: Path | None, device: str, threads: int | None, runs: Path, data_d
 @main.command()
 @RUN
 @click.option("--against", metavar="VARIANT", help="Compare the others with this variant; by default with the first.")
+@click.option("--per-class", is_flag=True, help="Print the accuracy on each class as well.")
+@click.option("--confusion", is_flag=True, help="Print which classes are taken for which as well.")
 @RUNS
 @JSON
-def results(run: Path | None, against: str | None, runs: Path, as_json: bool) -> None:
+def results(run: Path | None, against: str | None, per_class: bool, confusion: bool, runs: Path, as_json: bool) -> None:
     """Print one table over the variants and seeds of a recipe, and which differences are more than noise."""
-    from kdedge.comparison import results, rows_to_print, sentences
+    from kdedge.comparison import classes_to_print, confusions_to_print, results, rows_to_print, sentences
     from kdedge.store import newest_run
 
     folder = run or newest_run(runs)
@@ -300,6 +302,13 @@ def results(run: Path | None, against: str | None, runs: Path, as_json: bool) ->
         _print_json(found.model_dump(mode="json"))
         return
     _print_table(*rows_to_print(found))
+    tables = [classes_to_print(found)] if per_class else []
+    tables += confusions_to_print(found) if confusion else []
+    for table in tables:
+        click.echo()
+        _print_table(*table)
+    if tables:
+        click.echo()
     for sentence in sentences(found):
         click.echo(f"- {sentence}")
     click.echo(f"Written: {folder / 'results.json'}")

@@ -7,6 +7,7 @@ them: over seeds by the interval of the mean difference, with one seed by which 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError
 from kdedge.recipe import Recipe, Reference
 from kdedge.recipe_reader import resolved_recipe
@@ -62,6 +64,7 @@ class Results(BaseModel):
     """results.json."""
 
     recipe: str
+    classes: list[str]  # names, in the order of the confusion matrices
     rows: list[ResultRow]
     differences: list[Difference]
     missing: list[str]  # runs that are not measured yet
@@ -101,7 +104,13 @@ def results(folder: Path, against: str | None = None) -> Results:
     if against is not None and against not in variants:
         raise RunError(f"{folder}: {unknown('variant', against, [name for name in variants if name])}")
     measured.sort(key=lambda one: (variants.index(one.recipe.variant), one.recipe.seed))
-    found = Results(recipe=measured[0].recipe.name.split("/")[0], rows=_rows(measured), differences=[], missing=missing)
+    found = Results(
+        recipe=measured[0].recipe.name.split("/")[0],
+        classes=list(DATASETS[measured[0].recipe.data.name].classes),
+        rows=_rows(measured),
+        differences=[],
+        missing=missing,
+    )
     for network, precision in dict.fromkeys((row.network, row.precision) for row in found.rows):
         found.differences += _differences(measured, network, precision, against)
     write_json(folder / "results.json", found.model_dump(mode="json"))
@@ -164,7 +173,7 @@ def _row(
     variant: str | None, network: str, precision: Precision, pairs: list[tuple[_Measured, NDArray[np.int32]]]
 ) -> ResultRow:
     first = pairs[0][0]
-    classes = 1 + max(int(max(one.labels.max(), said.max())) for one, said in pairs)
+    classes = len(DATASETS[first.recipe.data.name].classes)
     confusion = np.zeros((classes, classes), np.int64)
     for one, said in pairs:
         np.add.at(confusion, (one.labels, said), 1)
@@ -245,12 +254,12 @@ def rows_to_print(found: Results) -> tuple[list[str], list[list[str]]]:
         lines.setdefault((row.network, row.variant), {})[row.precision] = row
     header = ["network", "params", "seeds", "fp32 %", "int8 %", "printed", "train s", "speed"]
     table = []
-    for (network, variant), rows in lines.items():
+    for rows in lines.values():
         row = next(iter(rows.values()))
         shipped = rows.get("int8", row)
         table.append(
             [
-                network if variant is None else f"{network} {variant}",
+                _label(row),
                 f"{row.parameters:,}",
                 str(len(row.seeds)),
                 *(_percent(rows.get(precision)) for precision in ("fp32", "int8")),
@@ -260,6 +269,45 @@ def rows_to_print(found: Results) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return header, table
+
+
+def classes_to_print(found: Results) -> tuple[list[str], list[list[str]]]:
+    """Of the images of each class, how many in 100 get its label: a line for each network and variant, of what is shipped."""
+    lines = [
+        [_label(row), *(f"{percent[label]:.1f}" for label, percent in enumerate(_shares(row)))]
+        for row in _shipped(found)
+    ]
+    return ["% of class", *_short(found.classes)], lines
+
+
+def confusions_to_print(found: Results) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """For each network and variant: of the images of a class (a line), how many in 100 get the label of each; no 0."""
+    for row in _shipped(found):
+        lines = [
+            [found.classes[label], *(f"{share:.1f}" if share else "" for share in percent)]
+            for label, percent in enumerate(_shares(row))
+        ]
+        yield [_label(row), *_short(found.classes)], lines
+
+
+def _shipped(found: Results) -> list[ResultRow]:
+    """The rows of the files that are shipped: int8, where there is any."""
+    shipped = "int8" if any(row.precision == "int8" for row in found.rows) else "fp32"
+    return [row for row in found.rows if row.precision == shipped]
+
+
+def _shares(row: ResultRow) -> list[list[float]]:
+    """The confusion matrix in percent of the images of each label."""
+    return [[100 * count / max(1, sum(counts)) for count in counts] for counts in row.confusion]
+
+
+def _label(row: ResultRow) -> str:
+    return row.network if row.variant is None else f"{row.network} {row.variant}"
+
+
+def _short(classes: list[str]) -> list[str]:
+    """So short that ten columns fit into a terminal."""
+    return [name[:4] for name in classes]
 
 
 def _percent(row: ResultRow | None) -> str:

@@ -14,7 +14,16 @@ from click.testing import CliRunner, Result
 from tiny_export import write_data
 
 from kdedge.cli import main
-from kdedge.comparison import Difference, ResultRow, Results, results, rows_to_print, sentences
+from kdedge.comparison import (
+    Difference,
+    ResultRow,
+    Results,
+    classes_to_print,
+    confusions_to_print,
+    results,
+    rows_to_print,
+    sentences,
+)
 from kdedge.errors import RunError
 
 STUDY = """
@@ -90,6 +99,30 @@ def test_accuracies_are_those_that_bench_measured(study: Path) -> None:
             assert np.trace(of_both.confusion) == sum(one["correct"] for one in seen)
             assert np.sum(of_both.confusion) == 800
     assert len(found.rows) == 6  # the teacher is the same in both variants and comes once
+
+
+def test_accuracy_of_each_class_and_what_it_is_taken_for() -> None:
+    row = dict(network="student", parameters=1, seeds=[0], accuracy=[60.0], accuracy_mean=60.0, accuracy_sd=None, n=10)
+    row |= dict(train_s=1.0, speedup=None, reference=[], confusion=[[3, 1, 0], [0, 0, 0], [1, 2, 3]])
+    rows = [ResultRow(variant="a", precision=precision, **row) for precision in ("fp32", "int8")]
+    found = Results(recipe="r", classes=["Trouser", "Bag", "Dress"], rows=rows, differences=[], missing=[])
+    header = ["Trou", "Bag", "Dres"]
+    assert classes_to_print(found) == (["% of class", *header], [["student a", "75.0", "0.0", "50.0"]])  # of int8 alone
+    (matrix,) = confusions_to_print(found)
+    assert matrix == (
+        ["student a", *header],
+        [["Trouser", "75.0", "25.0", ""], ["Bag", "", "", ""], ["Dress", "16.7", "33.3", "50.0"]],
+    )
+
+
+def test_tables_of_classes_fit_into_a_terminal(study: Path) -> None:
+    """Of three networks: the table of results, one over classes, and three matrices; the sentences come last."""
+    plain, *tables, said = kdedge("results", study, "--per-class", "--confusion").output.split("\n\n")
+    assert plain.startswith("network ") and said.startswith("- ")
+    assert [table.split()[0] for table in tables] == ["%", "teacher", "student", "student"]
+    assert [len(table.splitlines()) for table in tables] == [4, 11, 11, 11]
+    assert max(len(line) for table in tables for line in table.splitlines()) <= 80
+    assert "\n\n" not in kdedge("results", study).output
 
 
 def test_the_difference_of_two_seeds_has_students_interval(study: Path) -> None:
@@ -171,7 +204,7 @@ def test_a_difference_within_its_noise_is_called_so() -> None:
             p_value=None,
             distinguishable=distinguishable,
         )
-        return sentences(Results(recipe="r", rows=[], differences=[one], missing=[]))[0]
+        return sentences(Results(recipe="r", classes=[], rows=[], differences=[one], missing=[]))[0]
 
     assert said(0.2, -0.4, 0.8, False) == (
         "student int8, b against a: +0.20 points (-0.40 to +0.80, 3 seeds): not distinguishable."

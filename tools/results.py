@@ -143,7 +143,7 @@ def table(folder: Path) -> Document:
     first = next(folder.glob("*/bench.json")).parent
     described, manifest, bench = (_read(first / name) for name in ("run.json", "export/manifest.json", "bench.json"))
     return {
-        "data": described["data"]["name"],
+        "data": " as ".join(described["data"][key] for key in ("name", "as") if key in described["data"]),
         "images": described["data"]["train"],
         **found.model_dump(mode="json", exclude={"rows": {"__all__": {"confusion"}}}),
         "sentences": sentences(found),
