@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from kdedge.losses.lesson import NOT_NETWORKS
 from kdedge.losses.logits import CrossEntropy
 from kdedge.machine import chosen_device, interruptible, keep_freed_memory
 from kdedge.models.network import Network, count_parameters
-from kdedge.networks import finished_network, new_network, with_new_members
+from kdedge.networks import finished_network, new_network, new_parts, with_new_members
 from kdedge.plan import Stage, plan, run_that_has
 from kdedge.progress import Quiet
 from kdedge.recipe import Fit, Recipe
@@ -155,7 +155,9 @@ def carry_out(work: Work, stage: Stage) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Taught, Targets | None, dict[str, Any]]:
+def _prepare(
+    work: Work, stage: Stage, scratch: Path
+) -> tuple[Network, Fit, Sequence[Taught], Targets | None, dict[str, Any]]:
     """What `fit` needs for a stage: the network, its settings, its lessons, and its frozen dense vectors if only the
     head learns. And what the stage's record says of it."""
     described = work.recipe.networks[stage.network]
@@ -167,7 +169,7 @@ def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Tau
         network = finished_network(work.run, work.recipe, stage.network, stage.parents[0]).to(device)
         frozen = _outputs(work, stage, stage.network, network, scratch, epochs)
         # Malik et al. 2021, Eq. 6: cross-entropy on the labels, the students frozen.
-        return network, settings, [(CrossEntropy(), None)], frozen, {}
+        return network, settings, [Taught(CrossEntropy())], frozen, {}
 
     settings = described.fit
     known: dict[str, Any] = {}
@@ -188,7 +190,11 @@ def _prepare(work: Work, stage: Stage, scratch: Path) -> tuple[Network, Fit, Tau
             if not (work.run.path / folder).is_dir():
                 _take_over(work, folder)
             sources[source] = _outputs(work, stage, source, teacher, work.run.path / folder, settings.epochs)
-    taught = [(lesson.share(), sources.get(source)) for lesson in described.learns for source in lesson.sources]
+    taught = [
+        Taught(lesson.share(), sources.get(source), new_parts(work.recipe, stage.network, number, source).to(device))
+        for number, lesson in enumerate(described.learns)
+        for source in lesson.sources
+    ]
     return network, settings, taught, None, known
 
 

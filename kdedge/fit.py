@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdedge.data.batches import Batch, Samples, batches, normalise, stable_seed
 from kdedge.errors import RunError, TrainingError
@@ -26,7 +26,14 @@ from kdedge.targets import Targets, compute
 CHECK_EVERY_STEPS = 20  # reading a loss waits for the device, so losses are looked at this often
 VALIDATION_BATCH = 500
 
-Taught = Sequence[tuple[Lesson, Targets | None]]  # each lesson, and whom it learns from (None: the labels)
+
+@dataclass(frozen=True)
+class Taught:
+    """A lesson, whom it learns from, and what it learns itself while it teaches."""
+
+    lesson: Lesson
+    source: Targets | None = None  # None: the labels
+    parts: nn.ParameterDict = field(default_factory=nn.ParameterDict)
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class _State:
 
 def fit(
     network: Network,
-    taught: Taught,
+    taught: Sequence[Taught],
     train: Samples,
     validation: Samples,
     settings: Fit,
@@ -67,19 +74,21 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `network` in place; returns loss, validation accuracy in percent and seconds of each epoch.
 
-    The objective is the weighted sum of the lessons, and that summed over the members of an ensemble. With `frozen`, the
-    dense vectors of the finished members, only the head learns. Order and views are pure functions of seed, epoch and
-    sample: a run that was killed goes on from `checkpoint` and ends in the same bytes. When `stop` says so, it saves and
-    raises KeyboardInterrupt. Raises TrainingError when a loss or a weight is not a finite number.
+    The objective is the weighted sum of the lessons, whose parts learn along, and that summed over the members of an
+    ensemble. With `frozen`, the dense vectors of the finished members, only the head learns. Order and views are pure
+    functions of seed, epoch and sample: a run that was killed goes on from `checkpoint` and ends in the same bytes. When
+    `stop` says so, it saves and raises KeyboardInterrupt. Raises TrainingError when a loss or a weight is not a finite
+    number.
     """
     device = train.images.device
     # torch.manual_seed seeds every kind of device, and takes a third of a millisecond for it.
     seed_device = torch.cuda.manual_seed if device.type == "cuda" else torch.default_generator.manual_seed
-    optimizer = _optimizer(network, settings)
+    learning = nn.ModuleList([network, *(one.parts for one in taught)])
+    optimizer = _optimizer(network, taught, settings)
     epoch_steps = math.ceil(len(train) / settings.batch_size)
     steps = settings.epochs * epoch_steps
-    state = _resume(checkpoint, network, optimizer)
-    live = any(source is not None and source.needs_images for _, source in taught)  # that teacher needs all cores
+    state = _resume(checkpoint, learning, optimizer)
+    live = any(one.source is not None and one.source.needs_images for one in taught)  # that teacher needs all cores
     pending: list[Tensor] = []  # losses still on the device
     began = saved_at = time.monotonic()
     first_step = state.step
@@ -98,7 +107,7 @@ def fit(
             for batch in order[state.step % epoch_steps :]:
                 seed_device(stable_seed(seed, "step", state.step))  # for dropout
                 for group in optimizer.param_groups:
-                    group["lr"] = lr_at(settings, state.step, steps)
+                    group["lr"] = lr_at(settings, state.step, steps) * group["factor"]
                 loss = objective(network, taught, train, batch, frozen)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -111,7 +120,7 @@ def fit(
                     show()
                     if state.step % epoch_steps and (stopping or time.monotonic() - saved_at > checkpoint_every_s):
                         _check_weights(network, state, settings, steps, checkpoint)
-                        _save(checkpoint, network, optimizer, state)
+                        _save(checkpoint, learning, optimizer, state)
                         saved_at = time.monotonic()
                 if stopping and state.step % epoch_steps:
                     raise KeyboardInterrupt
@@ -123,7 +132,7 @@ def fit(
         )
         state.losses = []
         if state.step < steps and (stop() or time.monotonic() - saved_at > checkpoint_every_s):
-            _save(checkpoint, network, optimizer, state)
+            _save(checkpoint, learning, optimizer, state)
             saved_at = time.monotonic()
             if stop():
                 raise KeyboardInterrupt
@@ -131,13 +140,15 @@ def fit(
     return state.history
 
 
-def objective(network: Network, taught: Taught, data: Samples, batch: Batch, frozen: Targets | None = None) -> Tensor:
+def objective(
+    network: Network, taught: Sequence[Taught], data: Samples, batch: Batch, frozen: Targets | None = None
+) -> Tensor:
     """Weighted sum of the lessons on one batch, a scalar. A live teacher runs once, for all siblings and lessons.
 
     It is summed over the members of an ensemble, so each gets the gradient that it would get alone; its peers are what
     the others give on this batch.
     """
-    sources = {id(source): source for _, source in taught if source is not None}
+    sources = {id(one.source): one.source for one in taught if one.source is not None}
     labels = data.labels[batch.samples]
     images = None
     if any(source is None or source.needs_images for source in (frozen, *sources.values())):
@@ -152,18 +163,18 @@ def objective(network: Network, taught: Taught, data: Samples, batch: Batch, fro
             dense = network.dense(images)
         learners = network.learners(dense)
         outputs = {"dense": [own.float() for own, _ in learners]}
-        if any(lesson.what == "logits" for lesson, _ in taught):
+        if any(one.lesson.what == "logits" for one in taught):
             outputs["logits"] = [head(own).float() for own, head in learners]
     total = labels.new_zeros((), dtype=torch.float32)
-    for lesson, source in taught:
-        given = outputs[lesson.what]
+    for one in taught:
+        lesson, given = one.lesson, outputs[one.lesson.what]
         for number, own in enumerate(given):
             if lesson.source == "peers":
                 targets = [other.detach() for other in given[:number] + given[number + 1 :]]
             else:
-                targets = [labels if source is None else known[id(source)][lesson.what]]
+                targets = [labels if one.source is None else known[id(one.source)][lesson.what]]
             for target in targets:
-                total = total + lesson.weight / len(targets) * lesson(own, target, labels)
+                total = total + lesson.weight / len(targets) * lesson(own, target, labels, **one.parts)
     return total
 
 
@@ -204,10 +215,11 @@ def lr_at(settings: Fit, step: int, steps: int) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 
-def _optimizer(network: Network, settings: Fit) -> torch.optim.Optimizer:
-    """Over all weights; those that no lesson reaches (frozen members, a head without logits) get no gradient, and an
-    optimizer of torch's leaves such weights as they are, without decay."""
-    parameters = list(network.parameters())
+def _optimizer(network: Network, taught: Sequence[Taught], settings: Fit) -> torch.optim.Optimizer:
+    """Over all weights, and the lessons' parts; those that no lesson reaches (frozen members, a head without logits) get
+    no gradient, and an optimizer of torch's leaves such weights as they are, without decay."""
+    parameters: list[dict[str, Any]] = [{"params": list(network.parameters()), "factor": 1.0}]
+    parameters += [{"params": list(one.parts.values()), "factor": one.lesson.parts_lr} for one in taught if one.parts]
     if settings.optimizer == "sgd":
         nesterov = settings.momentum > 0
         return torch.optim.SGD(
@@ -249,19 +261,19 @@ def _diverged(what: str, step: int, settings: Fit, steps: int, checkpoint: Path)
     )
 
 
-def _save(checkpoint: Path, network: Network, optimizer: torch.optim.Optimizer, state: _State) -> None:
+def _save(checkpoint: Path, learning: nn.Module, optimizer: torch.optim.Optimizer, state: _State) -> None:
     content = io.BytesIO()
-    torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(), **asdict(state)}, content)
+    torch.save({"weights": learning.state_dict(), "optimizer": optimizer.state_dict(), **asdict(state)}, content)
     write_bytes(checkpoint, content.getvalue())
 
 
-def _resume(checkpoint: Path, network: Network, optimizer: torch.optim.Optimizer) -> _State:
+def _resume(checkpoint: Path, learning: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
     """Weights, optimizer and state of the checkpoint, if there is one."""
     if not checkpoint.is_file():
         return _State()
     try:
         saved: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        network.load_state_dict(saved["network"])
+        learning.load_state_dict(saved["weights"])
         optimizer.load_state_dict(saved["optimizer"])
         return _State(saved["step"], saved["losses"], saved["history"])
     except (OSError, EOFError, UnpicklingError, RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from kdedge import store
 from kdedge.data.batches import stable_seed
@@ -18,6 +20,22 @@ def new_network(recipe: Recipe, name: str) -> Network:
     """The network `name` of a recipe, its weights drawn by the recipe's seed and its own name alone."""
     torch.manual_seed(stable_seed(recipe.seed, name, "weights"))
     return _built(recipe, name, recipe.networks[name].models)
+
+
+def new_parts(recipe: Recipe, name: str, number: int, source: str) -> nn.ParameterDict:
+    """What lesson `number` of the network `name` learns itself while it teaches from `source`, freshly drawn: by the
+    recipe's seed, the network's name, the lesson's number and its source alone. Most lessons learn nothing."""
+    described = recipe.networks[name]
+    lesson = described.learns[number]
+    generator = torch.Generator().manual_seed(stable_seed(recipe.seed, name, "parts", number, source))
+    parts = nn.ParameterDict()
+    if not lesson.has_parts:
+        return parts
+    student, target = (described.dense,), (recipe.networks[source].dense,)
+    for part_name, part in lesson.parts(len(described.models), student, target).items():
+        bound = 1 / math.sqrt(part.inputs) if part.inputs else 0.0
+        parts[part_name] = torch.empty(part.shape).uniform_(-bound, bound, generator=generator)
+    return parts
 
 
 def finished_network(run: store.Run, recipe: Recipe, name: str, stage: str) -> Network:

@@ -28,7 +28,7 @@ from pydantic import (
 
 from kdedge.data import catalog as datasets
 from kdedge.data.catalog import DATASETS
-from kdedge.losses import LOSSES, OF_CHUNKS, Lesson
+from kdedge.losses import LOSSES, OF_MEMBERS, Lesson
 from kdedge.losses.lesson import NOT_NETWORKS, FromList, one_or_list
 from kdedge.losses.logits import CrossEntropy
 from kdedge.models import catalog
@@ -230,7 +230,7 @@ class Network(_Fields):
     @property
     def learns_in_chunks(self) -> bool:
         """Whether this is a group whose members learn independently, so that each has a loss of its own."""
-        return self.is_group and self.split == "chunks" and all(lesson.loss in OF_CHUNKS for lesson in self.learns)
+        return self.is_group and self.split == "chunks" and all(lesson.loss in OF_MEMBERS for lesson in self.learns)
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from kdedge.data import catalog as datasets
-from kdedge.losses import LOSSES, OF_CHUNKS
+from kdedge.losses import LOSSES, OF_CHUNKS, OF_MEMBERS
 from kdedge.losses.lesson import NOT_NETWORKS
 from kdedge.models import catalog
 from kdedge.wording import KeyPath, unknown
@@ -139,6 +139,8 @@ def _peers(network: _Network) -> Iterator[Finding]:
     if network.is_ensemble and not network.is_group:
         yield (*at, "split"), "expected a group; write count: 2 or more, or a list of models"
     for where, loss, source in network.lessons:
+        if network.is_ensemble and loss in LOSSES and LOSSES[loss].has_parts:
+            yield where, f"{loss} learns with one network or group, not with an ensemble; remove split: none"
         if source != "peers":
             continue
         if len(where) > 5:
@@ -256,10 +258,10 @@ def _improve(network: _Network) -> Iterator[Finding]:
         described = [f"{_by(info.image)} images and has a dense vector of {info.dense}" for info in (new, old)]
         fits = ", ".join(_of_shape(old.dense, old.image))
         yield (*at, "with"), f"{better} sees {described[0]}, {models[0]} sees {described[1]}; use {fits}"
-    together = [loss for _, loss, _ in network.lessons if loss and loss not in OF_CHUNKS]
-    if together:
-        advice = f"improve needs lessons of each member's own chunk: {', '.join(OF_CHUNKS)}"
-        yield at, f"{together[0]} is learned by the members together; {advice}"
+    others = [loss for _, loss, _ in network.lessons if loss and loss not in OF_MEMBERS]
+    if others:
+        why = "ends with its discriminators" if others[0] in OF_CHUNKS else "is learned by the members together"
+        yield at, f"{others[0]} {why}; improve needs lessons of each member's own chunk: {', '.join(OF_MEMBERS)}"
 
 
 def _logits(network: _Network) -> Iterator[Finding]:

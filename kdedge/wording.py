@@ -86,8 +86,17 @@ def explain(error: ErrorDetails, key: str | int, model: type[BaseModel]) -> str:
             return f"expected at most {error['ctx']['max_length']} entries, got {len(value)}"
         case "literal_error" if field is not None and len(get_args(_kind(field))) > 1 and isinstance(value, str):
             return unknown(str(key), value, get_args(_kind(field)))
+        case name if field is None and name in _OF_ENTRIES:
+            return f"expected {_OF_ENTRIES[name].format_map(error.get('ctx', {}))}, got {given(value)}"
         case _:
             return f"expected {'text' if field is None else expected(field)}, got {given(value)}"
+
+
+_OF_ENTRIES = {  # of a list, which has no fields
+    "int_type": "a whole number",
+    "greater_than_equal": "a number of at least {ge:,}",
+    "less_than_equal": "a number of at most {le:,}",
+}
 
 
 def _flow(value: object) -> str:

@@ -22,6 +22,7 @@ from kdedge.data.batches import Batch, Samples, Views, batches, normalise
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError, TrainingError
 from kdedge.fit import Seen, Taught, accuracy, fit, lr_at, member_losses, objective
+from kdedge.losses.adversarial import Adversarial
 from kdedge.losses.dense import MSE
 from kdedge.losses.logits import KD, CrossEntropy
 from kdedge.models.network import Network, build, build_ensemble
@@ -34,7 +35,7 @@ INFO = DATASETS["fashion-mnist"]
 
 MSE_LESSON = MSE.model_validate({"from": "teacher"})
 KD_LESSON = KD.model_validate({"from": "teacher"})
-LABELS: Taught = [(CrossEntropy(), None)]
+LABELS = [Taught(CrossEntropy())]
 
 
 def images(count: int = SAMPLES, seed: int = 0) -> Samples:
@@ -80,7 +81,7 @@ def outputs(width: int, seed: int = 0, views: int = 1) -> Cached:
 
 def train(
     trained: Network,
-    taught: Taught,
+    taught: list[Taught],
     settings: Fit,
     folder: Path,
     *,
@@ -232,10 +233,10 @@ def test_siblings_trained_together_are_siblings_trained_alone(tmp_path: Path) ->
     together = network("mlp-6", "mlp-6")
     alone = [Network([copy.deepcopy(member)], nn.Linear(6, 10)) for member in together.members]
     lesson = MSE.model_validate({"from": "teacher", "weight": 2})
-    train(together, [(lesson, source)], settings, tmp_path / "together")
+    train(together, [Taught(lesson, source)], settings, tmp_path / "together")
     for number, one in enumerate(alone):
         chunk = Cached(source.dense[:, :, 6 * number : 6 * number + 6].contiguous(), source.logits)
-        train(one, [(MSE_LESSON, chunk)], settings, tmp_path / str(number))
+        train(one, [Taught(MSE_LESSON, chunk)], settings, tmp_path / str(number))
         for name, tensor in one.members[0].state_dict().items():
             torch.testing.assert_close(together.members[number].state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
 
@@ -246,7 +247,7 @@ def test_members_of_an_ensemble_are_networks_trained_alone(tmp_path: Path, optim
     settings = Fit.model_validate({"epochs": 2, "batch_size": 32, "optimizer": optimizer, "lr": 0.01})
     together, source = ensemble(3), outputs(6)
     alone = copies(together)
-    taught: Taught = [(CrossEntropy(), None), (MSE_LESSON, source), (KD_LESSON, source)]
+    taught = [Taught(CrossEntropy()), Taught(MSE_LESSON, source), Taught(KD_LESSON, source)]
     train(together, taught, settings, tmp_path / "together")
     for number, one in enumerate(alone):
         train(one, taught, settings, tmp_path / str(number))
@@ -261,7 +262,7 @@ def test_peers_teach_the_mean_of_their_softened_outputs_and_learn_nothing_from_i
     alone = copies(trained)
     batch = Batch(torch.tensor([3, 1, 4, 15, 92]), torch.zeros(5, dtype=torch.int64))
     lesson = KD.model_validate({"from": "peers", "temperature": 2, "alpha": 1, "weight": 0.5})
-    loss = objective(trained, [(lesson, None)], data, batch)
+    loss = objective(trained, [Taught(lesson)], data, batch)
     loss.backward()  # type: ignore[no-untyped-call]
 
     seen = normalise(data.images[batch.samples], INFO)
@@ -282,7 +283,7 @@ def test_without_a_lesson_on_logits_the_head_stays(tmp_path: Path) -> None:
     """Not even weight decay may touch it."""
     trained = network("mlp-6")
     before = weights(trained)
-    train(trained, [(MSE_LESSON, outputs(6))], Fit(epochs=1, weight_decay=0.1), tmp_path)
+    train(trained, [Taught(MSE_LESSON, outputs(6))], Fit(epochs=1, weight_decay=0.1), tmp_path)
     after = weights(trained)
     assert {name for name in before if before[name] == after[name]} == {"head.weight", "head.bias"}
 
@@ -305,7 +306,8 @@ def test_the_objective_is_the_weighted_sum_of_the_lessons() -> None:
         lesson.model_copy(update={"weight": w})
         for lesson, w in ((CrossEntropy(), 0.5), (MSE_LESSON, 3), (KD_LESSON, 0.25))
     ]
-    found = objective(trained, [(lessons[0], None), (lessons[1], source), (lessons[2], source)], data, batch)
+    taught = [Taught(lessons[0]), Taught(lessons[1], source), Taught(lessons[2], source)]
+    found = objective(trained, taught, data, batch)
 
     seen = normalise(data.images[batch.samples], INFO)
     labels, teacher = data.labels[batch.samples], source(batch, None)
@@ -320,7 +322,8 @@ def test_a_live_teacher_answers_once_a_batch_for_all_lessons_and_siblings() -> N
     teacher.members[0].register_forward_hook(lambda module, inputs, output: calls.append(output))
     source = Live(teacher)
     batch = Batch(torch.arange(9), torch.zeros(9, dtype=torch.int64))
-    loss = objective(network("mlp-6", "mlp-6"), [(MSE_LESSON, source), (KD_LESSON, source)], images(), batch)
+    taught = [Taught(MSE_LESSON, source), Taught(KD_LESSON, source)]
+    loss = objective(network("mlp-6", "mlp-6"), taught, images(), batch)
     loss.backward()  # type: ignore[no-untyped-call]
     assert len(calls) == 1
     assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -334,10 +337,43 @@ def test_live_and_cached_teachers_teach_the_same(tmp_path: Path) -> None:
     found = []
     for name, source in (("live", Live(teacher)), ("cached", cached)):
         student = network("mlp-6", "mlp-6")
-        train(student, [(MSE_LESSON, source), (KD_LESSON, source)], Fit(epochs=1, batch_size=32), tmp_path / name)
+        taught = [Taught(MSE_LESSON, source), Taught(KD_LESSON, source)]
+        train(student, taught, Fit(epochs=1, batch_size=32), tmp_path / name)
         found.append(student.state_dict())
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-5)
+
+
+# Lessons that learn themselves
+
+
+def adversarial(members: int, width: int, **fields: Any) -> Taught:
+    """A lesson with parts, and its source."""
+    lesson = Adversarial.model_validate({"from": "teacher", "layers": [8, 8], **fields})
+    generator = torch.Generator().manual_seed(0)
+    shapes = lesson.parts(members, (width,), (width,)).items()
+    parts = nn.ParameterDict({name: 0.3 * torch.randn(part.shape, generator=generator) for name, part in shapes})
+    return Taught(lesson, outputs(width), parts)
+
+
+def test_a_network_and_the_parts_of_its_lessons_learn_in_the_same_step(tmp_path: Path) -> None:
+    """Bit for bit: a plain loop in which the parts have an optimizer of their own, with half the learning rate."""
+    settings, data = Fit(epochs=1, batch_size=32, schedule="constant"), images()
+    trained, taught = network("mlp-12"), adversarial(2, 12, discriminator_lr=0.5)
+    plain, parts, source = copy.deepcopy(trained), copy.deepcopy(taught.parts), outputs(12)
+    ours = torch.optim.AdamW(plain.members.parameters(), lr=1e-3, weight_decay=0, fused=True)
+    theirs = torch.optim.AdamW(parts.parameters(), lr=5e-4, weight_decay=0, fused=True)
+    for batch in order(settings):
+        student = plain.dense(normalise(data.images[batch.samples], INFO))
+        loss = taught.lesson(student, source(batch, None)["dense"], data.labels[batch.samples], **parts)
+        for optimizer in (ours, theirs):
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in (ours, theirs):
+            optimizer.step()
+    train(trained, [taught], settings, tmp_path)
+    assert weights(trained) == weights(plain)
+    assert weights(taught.parts) == weights(parts)
 
 
 # The learning rate
@@ -363,20 +399,19 @@ def test_learning_rate_of_four_steps(settings: Fit, expected: list[float]) -> No
 @pytest.mark.parametrize("every_steps", [20, 25, 30])  # in an epoch, at its end, and now and then in both
 def test_a_resumed_training_ends_in_the_same_bytes(tmp_path: Path, optimizer: str, every_steps: int) -> None:
     settings = Fit.model_validate({"epochs": 3, "batch_size": 8, "optimizer": optimizer, "lr": 0.01})
-    taught: Taught = [(CrossEntropy(), None), (MSE_LESSON, outputs(8))]
-    whole = with_state()
+    whole, taught = with_state(), [Taught(CrossEntropy()), Taught(MSE_LESSON, outputs(8)), adversarial(2, 8)]
     expected = train(whole, taught, settings, tmp_path)
     assert not (tmp_path / "checkpoint").exists()
 
     for starts in itertools.count(1):
-        resumed, steps = with_state(), []
+        resumed, anew, steps = with_state(), [*taught[:2], adversarial(2, 8)], []
 
         def stop(steps: list[int] = steps) -> bool:
             return bool(steps) and steps[-1] >= steps[0] // every_steps * every_steps + every_steps
 
         try:
             history = train(
-                *(resumed, taught, settings, tmp_path),
+                *(resumed, anew, settings, tmp_path),
                 watch=lambda seen, steps=steps: steps.append(seen.step),  # type: ignore[misc]
                 stop=stop,
             )
@@ -384,7 +419,7 @@ def test_a_resumed_training_ends_in_the_same_bytes(tmp_path: Path, optimizer: st
         except KeyboardInterrupt:
             assert (tmp_path / "checkpoint").is_file()
     assert starts > 2
-    assert weights(resumed) == weights(whole)
+    assert weights(resumed) == weights(whole) and weights(anew[2].parts) == weights(taught[2].parts)
     for found, entry in zip(history, expected, strict=True):
         assert {**found, "seconds": 0} == {**entry, "seconds": 0}
 
@@ -451,7 +486,7 @@ def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(tmp_path: Path)
 
     with pytest.raises(TrainingError) as error:
         train(
-            *(network("mlp-4"), [(MSE_LESSON, source)], Fit(epochs=2, batch_size=8, lr=0.01), tmp_path),
+            *(network("mlp-4"), [Taught(MSE_LESSON, source)], Fit(epochs=2, batch_size=8, lr=0.01), tmp_path),
             every_s=0,
             watch=watch,
         )
@@ -459,7 +494,7 @@ def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(tmp_path: Path)
     assert f"The last good checkpoint is {tmp_path / 'checkpoint'}." in str(error.value)
     saved = torch.load(tmp_path / "checkpoint", weights_only=True)
     assert saved["step"] == 25
-    assert all(tensor.isfinite().all() for tensor in saved["network"].values())
+    assert all(tensor.isfinite().all() for tensor in saved["weights"].values())
 
 
 def test_weights_that_are_no_numbers_are_never_finished(tmp_path: Path) -> None:
@@ -511,7 +546,7 @@ class _Hostile:
 
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
-    torch.save({"network": _Hostile(tmp_path / "hacked")}, tmp_path / "checkpoint")
+    torch.save({"weights": _Hostile(tmp_path / "hacked")}, tmp_path / "checkpoint")
     with pytest.raises(RunError, match="checkpoint is damaged"):
         train(network("mlp-4"), LABELS, Fit(epochs=1, batch_size=8), tmp_path)
     assert not (tmp_path / "hacked").exists()

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from torch import nn
 
 from kdedge.errors import RunError
-from kdedge.models.network import Network
-from kdedge.networks import finished_network, new_network, with_new_members
+from kdedge.networks import finished_network, new_network, new_parts, with_new_members
 from kdedge.recipe import Recipe
 from kdedge.recipe_reader import parse_recipe
 from kdedge.store import Run, StageRecord, save_tensors, sha256, write_json
@@ -18,7 +18,7 @@ from kdedge.store import Run, StageRecord, save_tensors, sha256, write_json
 STAGE = "fit teacher"
 
 
-def weights(network: Network) -> dict[str, bytes]:
+def weights(network: nn.Module) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in network.state_dict().items()}
 
 
@@ -51,6 +51,27 @@ def test_members_of_a_group_differ(tiny: Recipe) -> None:
 def test_convolutions_are_channels_last(tiny: Recipe) -> None:
     convolution = new_network(tiny, "teacher").members[0][2]  # type: ignore[index]
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+ADVERSARIAL = "networks.students.learns=[{from: labels, loss: cross_entropy}, {from: teacher, loss: adversarial}]"
+
+
+def test_parts_of_a_lesson_depend_on_seed_network_lesson_and_source_and_nothing_else() -> None:
+    recipe = parse_recipe(TINY, overrides=[ADVERSARIAL])
+    first = weights(new_parts(recipe, "students", 1, "teacher"))
+    torch.rand(3)
+    assert weights(new_parts(recipe, "students", 1, "teacher")) == first
+    other_seed = weights(new_parts(parse_recipe(TINY, overrides=[ADVERSARIAL, "seed=1"]), "students", 1, "teacher"))
+    assert {name for name in first if first[name] != other_seed[name]} == {name for name in first if "weight" in name}
+    assert not weights(new_parts(recipe, "students", 0, "labels"))
+
+
+def test_parts_are_drawn_as_linear_layers_are() -> None:
+    parts = new_parts(parse_recipe(TINY, overrides=[ADVERSARIAL]), "students", 1, "teacher")
+    weight = parts["weight1"]
+    assert weight.shape == (2, 128, 64)
+    assert 0.124 < weight.max() <= 1 / 8 and -1 / 8 <= weight.min() < -0.124  # 64 inputs
+    assert not parts["bias1"].any()
 
 
 def test_a_finished_network_is_as_it_was_and_ready_to_use(tiny: Recipe, tmp_path: Path) -> None:

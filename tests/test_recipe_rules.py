@@ -78,6 +78,10 @@ def test_a_list_of_networks_to_learn_from(line: str, message: str) -> None:
             "learns[1].from: mse compares dense vectors of one width; the members' are 9, 8 wide",
         ),
         (
+            "{model: mlp-256, count: 2, split: none, learns: [{from: t, loss: adversarial}], head: {from: t}}",
+            "learns[0].from: adversarial learns with one network or group, not with an ensemble; remove split: none",
+        ),
+        (
             "{model: mlp-9, count: 2, split: none, head: {from: peers}}",
             "head.from: unknown network 'peers'. Networks: t",
         ),
@@ -189,6 +193,8 @@ def test_relations_compare_dense_vectors_of_any_width(loss: str) -> None:
         ("{model: tcn-student-4, count: 4, learns: [{from: t, loss: mse}, {from: t, loss: kd}], "
          "improve: {worst: 1, with: tcn-student-4x}}",
          "improve: kd is learned by the members together; improve needs lessons of each member's own chunk: mse"),
+        ("{model: tcn-student-4, count: 4, learns: [{from: t, loss: adversarial}], head: {from: t}, improve: {worst: 1, with: mlp-64}}",
+         "improve: adversarial ends with its discriminators; improve needs lessons of each member's own chunk: mse"),
         ("{model: tcn-student-4, count: 4, learns: [{from: t, loss: mse}], head: {from: t}, improve: {worst: 0, with: mlp-64}}",
          "improve.worst: expected a whole number from 1 to 64, got 0"),
         ("{model: tcn-student-4, count: 4, learns: [{from: t, loss: mse}], head: {from: t}, improve: {worst: 1}}",

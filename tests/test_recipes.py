@@ -30,8 +30,11 @@ TOTALS = {  # Malik et al. 2021, Table 6
     "slides_resnet": {"teacher": 23_520_842, "student": 11_173_962},
     **dict.fromkeys(("ta_hierarchical", "ta_direct", "ta_single"), VGG),
     "tcn1": {"teacher": 2_380_938, "students": 94_650},
+    "tcn1_gan": {"teacher": 2_380_938, "students": 94_650},
     "tcn2": {"teacher": 2_380_938, "students": 95_322},
+    "tcn2_gan": {"teacher": 2_380_938, "students": 95_322},
     "tcn4": {"teacher": 2_380_938, "students": 91_242},
+    "tcn4_gan": {"teacher": 2_380_938, "students": 91_242},
     "tcn4_improved": {"teacher": 2_380_938, "students": 281_970},
     "tcn4_joint": {"teacher": 2_380_938, "students": 91_242},
 }

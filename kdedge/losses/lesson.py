@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
@@ -23,11 +24,27 @@ def one_or_list(value: object) -> str:
     return "list" if isinstance(value, list | tuple) else "one"
 
 
+Shape = tuple[int, ...]  # of what is compared, without the batch: (width,) or (channels, height, width)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor that a lesson itself learns while it teaches, such as a layer of a discriminator.
+
+    It is drawn as the weights of a linear layer with so many `inputs`, uniformly up to 1 / sqrt(inputs); without inputs
+    it starts at 0.
+    """
+
+    shape: Shape
+    inputs: int = 0
+
+
 class Lesson(BaseModel):
     """The fields of every lesson. `from` is a Python keyword, so the attribute is `source`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     same_width: ClassVar[bool] = True  # whether the vectors that are compared must have one width
+    has_parts: ClassVar[bool] = False  # whether it learns something itself, see `parts`
 
     source: Annotated[
         Annotated[str, Tag("one")]
@@ -53,7 +70,19 @@ class Lesson(BaseModel):
         """
         return self if len(self.sources) == 1 else self.model_copy(update={"weight": self.weight / len(self.sources)})
 
+    def parts(self, members: int, student: Shape, target: Shape) -> dict[str, Part]:
+        """What the lesson learns while it teaches a group of so many members; most lessons learn nothing.
+
+        The parts are trained with the network, are arguments of the lesson's call by their names, and end with the stage.
+        """
+        return {}
+
+    @property
+    def parts_lr(self) -> float:
+        """Factor of the learning rate for its parts."""
+        return 1.0
+
     if TYPE_CHECKING:  # each class of the shelf has its own
 
-        def __call__(self, student: Tensor, target: Tensor, labels: Tensor) -> Tensor:
-            """Scalar: the loss of a batch."""
+        def __call__(self, *tensors: Any, **parts: Any) -> Tensor:
+            """Scalar: the loss of a batch, from student, target and labels, and from its parts."""
