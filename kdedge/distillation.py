@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,16 +17,18 @@ from kdedge.data.batches import Samples, Views, stable_seed
 from kdedge.data.load import Dataset, load
 from kdedge.data.splits import Splits, split
 from kdedge.errors import Interrupted, KdedgeError
-from kdedge.fit import Seen, Taught, fit, member_losses
-from kdedge.losses.lesson import NOT_NETWORKS
+from kdedge.fit import Seen, Taught, accuracy, fit, member_losses
+from kdedge.losses import Lesson
+from kdedge.losses.dense import MSE
 from kdedge.losses.logits import CrossEntropy
 from kdedge.machine import chosen_device, interruptible, keep_freed_memory
-from kdedge.models.network import Network, count_parameters
+from kdedge.merge_rules import split_name
+from kdedge.models.network import Network, count_parameters, merged
 from kdedge.networks import finished_network, new_network, new_parts, with_new_members
 from kdedge.plan import Stage, plan, run_that_has
 from kdedge.progress import Quiet
 from kdedge.recipe import Fit, Recipe
-from kdedge.targets import Targets, targets
+from kdedge.targets import Cached, Live, Rest, Targets, targets
 from kdedge.variants import quick as made_quick
 
 
@@ -100,31 +102,37 @@ class Work:
 
 
 def carry_out(work: Work, stage: Stage) -> None:
-    """Train one stage and commit it: its folder appears whole, and only then does its checkpoint go."""
+    """Train or merge one stage and commit it: its folder appears whole, and only then does its checkpoint go."""
     began = time.monotonic()
     checkpoint = work.run.path / f"{stage.folder}.checkpoint"
     scratch = work.run.path / f"{stage.folder}.dense"  # the frozen members' outputs, of use to this stage alone
 
     def watch(seen: Seen) -> None:
-        accuracy = "" if seen.validation_accuracy is None else f" val {seen.validation_accuracy:.2f}%"
-        detail = f"epoch {seen.epoch}/{seen.epochs} loss {seen.loss:.4f} {seen.images_per_s:,.0f} img/s{accuracy}"
+        reached = "" if seen.validation_accuracy is None else f" val {seen.validation_accuracy:.2f}%"
+        detail = f"epoch {seen.epoch}/{seen.epochs} loss {seen.loss:.4f} {seen.images_per_s:,.0f} img/s{reached}"
         work.progress.update(stage.name, seen.step, seen.steps, detail)
 
+    known: dict[str, Any] = {}
     try:
-        network, settings, taught, frozen, known = _prepare(work, stage, scratch)
-        history = fit(
-            network,
-            taught,
-            work.seen_by(stage.network),
-            work.validation,
-            settings,
-            seed=stable_seed(work.recipe.seed, stage.network, stage.kind),
-            checkpoint=checkpoint,
-            checkpoint_every_s=work.checkpoint_every_s,
-            watch=watch,
-            stop=work.stop,
-            frozen=frozen,
-        )
+        if stage.kind == "merge":
+            network = _merged(work, stage)
+            history = [{"validation_accuracy": accuracy(network, work.validation)}]
+            work.progress.note(f"{stage.name}: {history[0]['validation_accuracy']:.2f}% on validation")
+        else:
+            network, settings, taught, frozen, known = _prepare(work, stage, scratch)
+            history = fit(
+                network,
+                taught,
+                work.seen_by(stage.network),
+                work.validation,
+                settings,
+                seed=stable_seed(work.recipe.seed, stage.network, stage.kind),
+                checkpoint=checkpoint,
+                checkpoint_every_s=work.checkpoint_every_s,
+                watch=watch,
+                stop=work.stop,
+                frozen=frozen,
+            )
     except KeyboardInterrupt:
         kept = [other.name for other in work.stages if (work.run.path / other.folder).is_dir()]
         kept += [f"'{stage.name}' up to its last checkpoint"] if checkpoint.is_file() else []
@@ -181,9 +189,9 @@ def _prepare(
             start = work.finished(described.head.source)[0].head.state_dict()
             for head in network.heads():
                 head.load_state_dict(start)
-    sources: dict[str, Targets] = {}
-    for source in (source for lesson in described.learns for source in lesson.sources):
-        if source not in (*NOT_NETWORKS, *sources):
+    sources: dict[str, Cached | Live] = {}
+    for source in (source for lesson in described.learns for source in lesson.networks):
+        if source not in sources:
             teacher, taught_by = work.finished(source)
             seen = work.seen_by(stage.network).views.name + (f"-{described.view.name}" if described.view else "")
             folder = f"targets/{taught_by.key[:16]}-{seen}"
@@ -191,11 +199,32 @@ def _prepare(
                 _take_over(work, folder)
             sources[source] = _outputs(work, stage, source, teacher, work.run.path / folder, settings.epochs)
     taught = [
-        Taught(lesson.share(), sources.get(source), new_parts(work.recipe, stage.network, number, source).to(device))
+        Taught(
+            lesson.share(),
+            _learned(lesson, source, sources),
+            new_parts(work.recipe, stage.network, number, source).to(device),
+        )
         for number, lesson in enumerate(described.learns)
         for source in lesson.sources
     ]
     return network, settings, taught, None, known
+
+
+def _learned(lesson: Lesson, source: str, outputs: Mapping[str, Cached | Live]) -> Targets | None:
+    """What a lesson learns of `source`; None of the labels, and of peers."""
+    minus = lesson.minus if isinstance(lesson, MSE) else None
+    return outputs.get(source) if minus is None else Rest(outputs[source], outputs[minus])
+
+
+def _merged(work: Work, stage: Stage) -> Network:
+    """The network that is made of finished ones, as the recipe says."""
+    described = work.recipe.networks[stage.network]
+    assert described.members is not None and described.merge is not None
+    networks = []
+    for name, number in map(split_name, described.members):
+        network = work.finished(name)[0]
+        networks.append(network if number is None else network.member(number))
+    return merged(networks, described.merge)
 
 
 def _improved(work: Work, stage: Stage) -> tuple[Network, dict[str, Any]]:
@@ -221,7 +250,7 @@ def _of_members(work: Work, stage: Stage, network: Network) -> dict[str, list[fl
     return {"member_losses": member_losses(network, taught, work.validation)}
 
 
-def _outputs(work: Work, stage: Stage, name: str, network: Network, folder: Path, epochs: int) -> Targets:
+def _outputs(work: Work, stage: Stage, name: str, network: Network, folder: Path, epochs: int) -> Cached | Live:
     """The outputs of the finished network `name` over the views of the network that `stage` trains."""
     began = time.monotonic()
 

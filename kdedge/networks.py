@@ -19,7 +19,7 @@ from kdedge.recipe import Recipe
 def new_network(recipe: Recipe, name: str) -> Network:
     """The network `name` of a recipe, its weights drawn by the recipe's seed and its own name alone."""
     torch.manual_seed(stable_seed(recipe.seed, name, "weights"))
-    return _built(recipe, name, recipe.networks[name].models)
+    return _built(recipe, name, recipe.models(name))
 
 
 def new_parts(recipe: Recipe, name: str, number: int, source: str) -> nn.ParameterDict:
@@ -31,7 +31,7 @@ def new_parts(recipe: Recipe, name: str, number: int, source: str) -> nn.Paramet
     parts = nn.ParameterDict()
     if not lesson.has_parts:
         return parts
-    student, target = (described.dense,), (recipe.networks[source].dense,)
+    student, target = (recipe.dense(name),), (recipe.dense(source),)
     for part_name, part in lesson.parts(len(described.models), student, target).items():
         bound = 1 / math.sqrt(part.inputs) if part.inputs else 0.0
         parts[part_name] = torch.empty(part.shape).uniform_(-bound, bound, generator=generator)
@@ -49,7 +49,7 @@ def finished_network(run: store.Run, recipe: Recipe, name: str, stage: str) -> N
     record = store.read_document(folder / "stage.json")
     weights = store.load_tensors(file, record.get("weights_sha256", "(none)"))
     try:
-        network = _built(recipe, name, record.get("models", recipe.networks[name].models))
+        network = _built(recipe, name, record.get("models", recipe.models(name)))
         network.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise RunError(f"{file} does not fit network '{name}': {error}") from None
@@ -75,5 +75,5 @@ def _built(recipe: Recipe, name: str, models: Sequence[str]) -> Network:
     if described.split == "none":
         network = build_ensemble(models, described.widths, classes)
     else:
-        network = build(models, described.dense, classes)
+        network = build(models, recipe.dense(name), classes)
     return network.to(memory_format=torch.channels_last)

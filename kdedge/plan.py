@@ -19,7 +19,7 @@ from kdedge.recipe import Data, Recipe
 TRAINING_FORMAT = 1
 
 
-Kind = Literal["fit", "improve", "fine-tune"]
+Kind = Literal["fit", "merge", "improve", "fine-tune"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,9 @@ def plan(recipe: Recipe, data_fingerprint: str) -> list[Stage]:
     for name in in_order(recipe):
         network = recipe.networks[name]
         parents = [last[source] for source in network.sources]
+        if network.members is not None:
+            add(f"merge {name}", "merge", name, parents, network.model_dump(mode="json"))
+            continue
         config = network.model_dump(  # without what has a stage of its own
             mode="json", by_alias=True, exclude={"improve": True, "head": {"fine_tune_epochs", "fine_tune_lr"}}
         )
@@ -89,13 +92,19 @@ def in_order(recipe: Recipe) -> list[str]:
 
 def parameters(recipe: Recipe, name: str) -> int:
     """Parameters of a network: its members and its head."""
-    network = recipe.networks[name]
     classes = len(DATASETS[recipe.data.name].classes)
-    models = network.models
-    if (improve := network.improve) is not None:  # whichever they are: all were of one model
+    return _of_members(recipe, name) + (recipe.dense(name) + 1) * classes
+
+
+def _of_members(recipe: Recipe, name: str) -> int:
+    """Parameters of all members of a network, or of one member of an ensemble."""
+    network = recipe.networks.get(name)
+    if network is not None and network.members is not None:
+        return sum(_of_members(recipe, member) for member in network.members)
+    models = recipe.models(name)
+    if network is not None and (improve := network.improve) is not None:  # whichever they are: all were of one model
         models = (*models[improve.worst :], *(improve.model,) * improve.worst)
-    members = sum(info.parameters for model in models if (info := find(model)) is not None)
-    return members + (network.dense + 1) * classes
+    return sum(info.parameters for model in models if (info := find(model)) is not None)
 
 
 def run_that_has(folder: str, runs: Path) -> Path | None:

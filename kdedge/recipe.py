@@ -29,8 +29,10 @@ from pydantic import (
 from kdedge.data import catalog as datasets
 from kdedge.data.catalog import DATASETS
 from kdedge.losses import LOSSES, OF_MEMBERS, Lesson
+from kdedge.losses.dense import MSE
 from kdedge.losses.lesson import NOT_NETWORKS, FromList, one_or_list
 from kdedge.losses.logits import CrossEntropy
+from kdedge.merge_rules import split_name
 from kdedge.models import catalog
 from kdedge.recipe_rules import MAX_MEMBERS
 from kdedge.wording import given, unknown
@@ -72,6 +74,9 @@ ModelName = Annotated[
 ]
 ClassName = Annotated[str | int, BeforeValidator(_name_or_number)]
 MemberModels = Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=MAX_MEMBERS), FromList]
+OneOrMoreModels = Annotated[
+    Annotated[ModelName, Tag("one")] | Annotated[MemberModels, Tag("list")], Discriminator(one_or_list)
+]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -187,9 +192,7 @@ class Improve(_Fields):
 class Network(_Fields):
     """A model, or a group of models: they share the dense vector they learn in equal chunks, or each learns the whole."""
 
-    model: Annotated[
-        Annotated[ModelName, Tag("one")] | Annotated[MemberModels, Tag("list")], Discriminator(one_or_list)
-    ] = Field(examples=["tcn-student-4"])
+    model: OneOrMoreModels | None = Field(None, examples=["tcn-student-4"])
     count: int | None = Field(None, ge=1, le=MAX_MEMBERS, description="members of the group; without it, no group")
     split: Literal["chunks", "none"] = Field(
         "chunks",
@@ -202,6 +205,12 @@ class Network(_Fields):
     view: View | None = None
     improve: Improve | None = None
     head: Head | None = None
+    members: Annotated[tuple[str, ...], FromList, Field(min_length=1, max_length=MAX_MEMBERS)] | None = Field(
+        None, examples=[["first", "second"]], description="instead of a model: the finished networks that it is made of"
+    )
+    merge: Literal["mean", "sum"] | None = Field(
+        None, description="of members; mean of their logits, or sum of their dense vectors through the first one's head"
+    )
 
     @field_validator("count")
     @classmethod
@@ -214,40 +223,46 @@ class Network(_Fields):
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
-        unused = {"view": None, "improve": None, "split": "chunks"}
+        if self.members is not None:
+            return {key: fields[key] for key in ("members", "merge")}
+        unused = {"view": None, "improve": None, "split": "chunks", "members": None, "merge": None}
         return {key: value for key, value in fields.items() if key not in unused or value != unused[key]}
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The model of each member; of a network that is no group, its one model."""
+        """The model of each member; of a network that is no group, its one model; none of one that is merged."""
+        if self.model is None:
+            return ()
         return (self.model,) * (self.count or 1) if isinstance(self.model, str) else self.model
 
     @property
     def is_group(self) -> bool:
-        """Whether this is a group, which a group of one also is."""
+        """Whether this is a group, which a group of one also is, and what is merged."""
         return self.count is not None or not isinstance(self.model, str)
 
     @property
     def learns_in_chunks(self) -> bool:
         """Whether this is a group whose members learn independently, so that each has a loss of its own."""
-        return self.is_group and self.split == "chunks" and all(lesson.loss in OF_MEMBERS for lesson in self.learns)
+        alone = self.split == "chunks" and not self.learns_the_rest
+        return self.is_group and alone and all(lesson.loss in OF_MEMBERS for lesson in self.learns)
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The other networks that the lessons and the head learn from, each once."""
+        """The other networks that the lessons and the head learn from, or that it is made of, each once."""
         heads = [self.head.source] if self.head else []
-        lessons = (source for lesson in self.learns for source in lesson.sources)
-        return tuple(dict.fromkeys(source for source in [*lessons, *heads] if source not in NOT_NETWORKS))
+        lessons = (source for lesson in self.learns for source in lesson.networks)
+        members = (split_name(member)[0] for member in self.members or ())
+        return tuple(dict.fromkeys([*lessons, *heads, *members]))
+
+    @property
+    def learns_the_rest(self) -> bool:
+        """Whether it learns what another network leaves over, so that alone it says nothing."""
+        return any(isinstance(lesson, MSE) and lesson.minus is not None for lesson in self.learns)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Width of each member's dense vector."""
         return tuple(info.dense for model in self.models if (info := catalog.find(model)))
-
-    @property
-    def dense(self) -> int:
-        """Width of the dense vector; a group's is the concatenation of its members'."""
-        return sum(self.widths)
 
 
 class Int8(_Fields):
@@ -308,6 +323,19 @@ class Recipe(_Fields):
         """Which of its variants this is; None for a recipe without any, and for one that still stands for all of them."""
         label = self.name.partition("/")[2]
         return label if label in self.variants else label.rpartition(".seed")[0] or None
+
+    def models(self, name: str) -> tuple[str, ...]:
+        """The model of each backbone of a network, also of a merged one, or of one member of an ensemble."""
+        name, number = split_name(name)
+        members = self.networks[name].members
+        if members is not None:
+            return tuple(model for member in members for model in self.models(member))
+        models = self.networks[name].models
+        return models if number is None else (models[number],)
+
+    def dense(self, name: str) -> int:
+        """Width of the dense vector of a network: the concatenation of those of all its backbones."""
+        return sum(info.dense for model in self.models(name) if (info := catalog.find(model)))
 
     def resolved(self) -> dict[str, Any]:
         """Plain values for JSON with every default written out; momentum only where sgd uses it."""

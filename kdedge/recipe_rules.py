@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
+from kdedge import merge_rules
 from kdedge.data import catalog as datasets
 from kdedge.losses import LOSSES, OF_CHUNKS, OF_MEMBERS
 from kdedge.losses.lesson import NOT_NETWORKS
@@ -37,14 +38,14 @@ class _Network:
     improve: tuple[int, str] | None = None  # how many members, with which model
     head: str | None = None  # the network it comes from
     head_known: bool = True
-
-    @property
-    def dense(self) -> int:
-        return sum(_info(model).dense for _, model in self.models)
+    minus: list[tuple[KeyPath, str]] = field(default_factory=list)  # networks whose dense vectors are subtracted
+    members: list[tuple[KeyPath, str]] = field(default_factory=list)  # the networks that a merged one is made of
 
     def sources(self) -> Iterator[tuple[KeyPath, str]]:
-        """Where `from` stands, and the network that it names."""
+        """Where another network is named, and its name."""
         yield from ((at, source) for at, _, source in self.lessons if source not in NOT_NETWORKS)
+        yield from self.minus
+        yield from ((at, merge_rules.split_name(member)[0]) for at, member in self.members)
         if self.head is not None:
             yield ("networks", self.name, "head", "from"), self.head
 
@@ -63,6 +64,7 @@ def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Find
     if isinstance(data, dict) and "name" in data and not {("data",), ("data", "name"), ("data", "as")} & {*refused}:
         yield from _images(networks, data["name"], data.get("as"))
         yield from _classes(written, datasets.find(data["name"], data.get("as")), refused)
+    yield from merge_rules.check(written, refused, lambda name: _width(name, networks))
     for network in networks.values():
         yield from _peers(network)
         yield from _chunks(network, networks)
@@ -108,7 +110,13 @@ def _network(name: str, value: dict[str, Any], refused: Collection[KeyPath]) -> 
         several = isinstance(source, list | tuple)
         found = [((*place, i), one) for i, one in enumerate(source)] if several else [(place, source)]
         network.lessons += [(where, loss or "", one) for where, one in found if isinstance(one, str)]
+        if isinstance(minus := lesson.get("minus"), str) and ("learns", n, "minus") not in bad:
+            network.minus.append(((*at, "learns", n, "minus"), minus))
 
+    members = value.get("members")
+    if isinstance(members, list | tuple) and "members" not in bad_keys:
+        network.members = [((*at, "members", n), member) for n, member in enumerate(members)]
+        network.lessons, network.lessons_known = [], False
     if isinstance(improve := value.get("improve"), dict) and "improve" not in bad_keys:
         network.improve = (improve["worst"], improve["with"])
     network.head_known = "head" not in bad_keys
@@ -121,12 +129,15 @@ def _names(networks: dict[str, _Network], names: list[str]) -> Iterator[Finding]
     for network in networks.values():
         for at, source in network.sources():
             if source == network.name:
-                yield at, f"{source!r} cannot learn from itself"
+                yield at, f"{source!r} cannot {'be a member of' if at[2] == 'members' else 'learn from'} itself"
             elif source not in names:
                 yield at, unknown("network", source, [name for name in names if name != network.name])
         for at, loss, source in network.lessons:
             if source == "labels" and loss not in ("", "cross_entropy"):
                 yield at, f"{loss} learns from a network; from labels learn with loss: cross_entropy"
+        for at, minus in network.minus:
+            if any(where[:4] == at[:4] and source == minus for where, _, source in network.lessons):
+                yield at, f"nothing of {minus!r} is left over without {minus!r}; name another network"
         several = [(at[:5], at, source) for at, _, source in network.lessons if len(at) > 5]
         for n, (lesson, at, source) in enumerate(several):
             if any((lesson, source) == (other, before) for other, _, before in several[:n]):
@@ -204,6 +215,7 @@ def _chunks(network: _Network, networks: dict[str, _Network]) -> Iterator[Findin
     """Members learn equal chunks of a dense vector (Malik et al. 2021, Eq. 3), those of an ensemble all of it; a head fits
     one width."""
     sources = [source for _, loss, source in network.lessons if loss in OF_CHUNKS]
+    sources += [source for _, source in network.minus]
     sources += [network.head] if network.head is not None else []
     models = [model for _, model in network.models]
     widths = {_info(model).dense: None for model in models}
@@ -211,9 +223,22 @@ def _chunks(network: _Network, networks: dict[str, _Network]) -> Iterator[Findin
         message = f"the members' dense vectors are {', '.join(map(str, widths))} wide; a group's members need one width"
         yield ("networks", network.name, "model"), message
     for source in dict.fromkeys(sources):
-        width = networks[source].dense if source in networks and source != network.name else 0
+        width = _width(source, networks) if source != network.name else 0
         if width and models:
             yield from _chunk_problems(network, source, width)
+
+
+def _width(name: str, networks: dict[str, _Network], above: tuple[str, ...] = ()) -> int:
+    """Width of the dense vector of a network, or of one member of an ensemble (`students.0`); 0 where it is not known."""
+    name, number = merge_rules.split_name(name)
+    network = networks.get(name)
+    if network is None or name in above:
+        return 0
+    if network.members:
+        widths = [_width(member, networks, (*above, name)) for _, member in network.members]
+        return sum(widths) if all(widths) else 0
+    widths = [_info(model).dense for _, model in network.models]
+    return sum(widths) if number is None else sum(widths[number : number + 1])
 
 
 def _chunk_problems(network: _Network, source: str, width: int) -> Iterator[Finding]:
@@ -258,6 +283,8 @@ def _improve(network: _Network) -> Iterator[Finding]:
         described = [f"{_by(info.image)} images and has a dense vector of {info.dense}" for info in (new, old)]
         fits = ", ".join(_of_shape(old.dense, old.image))
         yield (*at, "with"), f"{better} sees {described[0]}, {models[0]} sees {described[1]}; use {fits}"
+    if network.minus:
+        yield at, "measures members by what they learn of a network, not of what another one leaves over; remove it"
     others = [loss for _, loss, _ in network.lessons if loss and loss not in OF_MEMBERS]
     if others:
         why = "ends with its discriminators" if others[0] in OF_CHUNKS else "is learned by the members together"
@@ -265,7 +292,7 @@ def _improve(network: _Network) -> Iterator[Finding]:
 
 
 def _logits(network: _Network) -> Iterator[Finding]:
-    if not network.lessons_known or not network.head_known or network.head is not None:
+    if not network.lessons_known or not network.head_known or network.head is not None or network.minus:
         return
     if not any(_WHAT.get(loss) == "logits" for _, loss, _ in network.lessons):
         source = next((source for _, source in network.sources()), "NETWORK")

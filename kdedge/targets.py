@@ -52,10 +52,28 @@ class Live:
             return {"dense": dense, "logits": self.network.head(dense)}
 
 
-Targets = Cached | Live
+@dataclass(frozen=True)
+class Rest:
+    """What a network leaves over of another one's outputs: theirs less its own."""
+
+    whole: Cached | Live
+    known: Cached | Live
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether one of them is live."""
+        return self.whole.needs_images or self.known.needs_images
+
+    def __call__(self, batch: Batch, images: Tensor | None) -> dict[str, Tensor]:
+        """`dense` and `logits` of a batch of normalised images, float32 [batch, C, H, W]."""
+        whole, known = self.whole(batch, images), self.known(batch, images)
+        return {what: whole[what] - known[what] for what in whole}
 
 
-def targets(network: Network, data: Samples, folder: Path, *, epochs: int, progress: Progress) -> Targets:
+Targets = Cached | Live | Rest
+
+
+def targets(network: Network, data: Samples, folder: Path, *, epochs: int, progress: Progress) -> Cached | Live:
     """The outputs of a finished network for training over `epochs`: from `folder`, computed into `folder`, or live.
 
     They are cached when every view is seen about once or more, and all of them fit in CACHE_LIMIT_BYTES.

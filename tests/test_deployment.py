@@ -282,12 +282,24 @@ KD = {"loss": "kd"}
             ["teacher", "teacher", "merged"],
         ),
         ({"one": network(), "other": network()}, ["merged", "merged"]),
+        (
+            {"one": network(), "other": network(), "both": {"members": ["one", "other"], "merge": "sum"}},
+            ["teacher", "teacher", "merged"],
+        ),
     ],
-    ids=["alone", "kd", "assistant", "independent"],
+    ids=["alone", "kd", "assistant", "independent", "members"],
 )
 def test_whoever_teaches_is_a_teacher_and_the_rest_is_shipped(networks: dict[str, Any], expected: list[str]) -> None:
     recipe = resolved_recipe({"name": "r", "data": {"name": "mnist"}, "networks": networks})
     assert roles(recipe) == list(zip(networks, expected, strict=True))
+
+
+def test_what_learns_the_rest_is_shipped_in_what_it_completes() -> None:
+    rest = network(learns=[{"from": "teacher", "minus": "student", "loss": "mse"}])
+    pair = {"members": ["student", "assistant"], "merge": "sum"}
+    networks = {"teacher": network(), "student": network(), "assistant": rest, "pair": pair}
+    recipe = resolved_recipe({"name": "r", "data": {"name": "mnist"}, "networks": networks})
+    assert roles(recipe) == [("teacher", "teacher"), ("student", "teacher"), ("pair", "merged")]
 
 
 def test_a_single_student_is_shipped_as_one_file_a_precision(data: Path, tmp_path: Path) -> None:

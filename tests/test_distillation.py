@@ -28,6 +28,7 @@ import torch
 from conftest import TINY
 
 from kdedge import store
+from kdedge.data.batches import Samples
 from kdedge.data.load import load
 from kdedge.data.splits import split
 from kdedge.distillation import distill, summary
@@ -265,6 +266,58 @@ def test_each_member_of_an_ensemble_starts_with_the_teachers_head(copied: Path, 
     for number in (0, 1):
         for name in ("weight", "bias"):
             assert torch.equal(students[f"head.members.{number}.{name}"], teacher[f"head.{name}"])
+
+
+def test_a_student_and_who_learned_the_rest_come_nearer_to_the_teacher_together(copied: Path, data_dir: Path) -> None:
+    """The pair is made without training, and its dense vectors in sum are those of both."""
+    text = (
+        TINY[: TINY.index("  students:")]
+        + """
+  student: {model: mlp-64, learns: [{from: teacher, loss: mse}], head: {from: teacher}, fit: {epochs: 2, batch_size: 16}}
+  rest: {model: tcn-student-4, learns: [{from: teacher, minus: student, loss: mse}], fit: {epochs: 2, batch_size: 16}}
+  pair: {members: [student, rest], merge: sum}
+"""
+    )
+    recipe = parse_recipe(text)
+    run = distill(recipe, runs=copied, data_dir=data_dir, device="cpu")
+    student, rest, pair, teacher = (
+        finished_network(run, recipe, name, f"{kind} {name}")
+        for kind, name in (("fit", "student"), ("fit", "rest"), ("merge", "pair"), ("fit", "teacher"))
+    )
+    images = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    together = student.dense(images) + rest.dense(images)
+    torch.testing.assert_close(pair(images), student.head(together))
+
+    dataset = load("fashion-mnist", data_dir)
+    cut = split(700, 0, 100, 60)
+    seen = Samples.to(
+        torch.device("cpu"), dataset.train_images[cut.train], dataset.train_labels[cut.train], dataset.info
+    )
+    images = seen.seen(torch.arange(len(seen)), torch.zeros(len(seen), dtype=torch.int64))
+    wanted, given = teacher.dense(images), student.dense(images)
+    assert (wanted - given - rest.dense(images)).square().mean() < 0.9 * (wanted - given).square().mean()
+    record = read_document(run.stage("merge pair") / "stage.json")
+    assert (record["parents"], record["parameters"]) == (["fit student", "fit rest"], parameters(recipe, "pair"))
+    assert [list(entry) for entry in record["history"]] == [["validation_accuracy"]]
+
+
+def test_one_member_of_an_ensemble_can_be_taken_out(copied: Path, data_dir: Path) -> None:
+    text = (
+        TINY[: TINY.index("  students:")]
+        + """
+  both: {model: mlp-9, count: 2, split: none, learns: [{from: peers, loss: kd}], fit: {epochs: 1}}
+  second: {members: [both.1], merge: mean}
+"""
+    )
+    recipe = parse_recipe(text)
+    run = distill(recipe, runs=copied, data_dir=data_dir, device="cpu")
+    both, second = (
+        load_tensors(run.stage("fit both") / "weights.safetensors"),
+        finished_network(run, recipe, "second", "merge second"),
+    )
+    for name in ("weight", "bias"):
+        assert torch.equal(second.head.get_parameter(name), both[f"head.members.1.{name}"])
+        assert torch.equal(second.members[0].get_parameter(f"1.{name}"), both[f"members.1.1.{name}"])
 
 
 def test_a_deleted_stage_is_made_anew_with_the_same_bytes(copied: Path, finished: Path, data_dir: Path) -> None:

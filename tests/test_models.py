@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdedge.models import catalog
 from kdedge.models.layers import ReLUMaxPool
-from kdedge.models.network import BACKBONES, Network, backbone, build, build_ensemble, count_parameters
+from kdedge.models.network import BACKBONES, Network, backbone, build, build_ensemble, count_parameters, merged
 from kdedge.models.resnet import Residual
 
 RESNETS = ["resnet-1-1-0-0", "resnet-2-0-0-0", "resnet-0-2-0-1", "resnet-0-0-0-1-s4", "resnet-3-4-6-3"]
@@ -186,6 +186,36 @@ def test_logits_of_an_ensemble_are_the_mean_of_its_members() -> None:
     deployed = network.with_one_head()
     assert isinstance(deployed.head, nn.Linear)
     torch.testing.assert_close(deployed(images), (alone[0] + alone[1]) / 2)
+
+
+def test_a_member_of_an_ensemble_stands_alone() -> None:
+    network = build_ensemble(["mlp-3", "mlp-5"], [3, 5], 10)
+    images = torch.randn(4, 1, 28, 28)
+    second = network.member(1)
+    torch.testing.assert_close(second(images), network.heads()[1](network.members[1](images)))
+    assert second.models == ["mlp-5"]
+
+
+def test_the_mean_of_networks_is_that_of_their_logits() -> None:
+    """Of a group, an ensemble and a network alone, each with one voice."""
+    torch.manual_seed(0)
+    networks = [
+        build(["mlp-3", "mlp-5"], 8, 10),
+        build_ensemble(["mlp-3", "mlp-4"], [3, 4], 10),
+        build(["mlp-6"], 6, 10),
+    ]
+    images = torch.randn(4, 1, 28, 28)
+    found = merged(networks, "mean")
+    torch.testing.assert_close(found(images), torch.stack([network(images) for network in networks]).mean(0))
+    assert found.models == ["mlp-3", "mlp-5", "mlp-3", "mlp-4", "mlp-6"]
+
+
+def test_the_sum_of_networks_goes_through_the_first_ones_head() -> None:
+    torch.manual_seed(0)
+    first, second = build(["mlp-3", "mlp-5"], 8, 10), build(["mlp-8"], 8, 10)
+    images = torch.randn(4, 1, 28, 28)
+    expected = first.head(first.dense(images) + second.dense(images))
+    torch.testing.assert_close(merged([first, second], "sum")(images), expected)
 
 
 def test_a_network_with_one_head_is_left_as_it_is() -> None:

@@ -15,7 +15,7 @@ from kdedge.data.load import load
 from kdedge.data.splits import split
 from kdedge.plan import describe, in_order, parameters, plan
 from kdedge.recipe import Improve, Recipe
-from kdedge.recipe_reader import parse_recipe
+from kdedge.recipe_reader import parse_recipe, resolved_recipe
 
 TEACHER, STUDENTS, HEAD = "fit teacher", "fit students", "fine-tune students.head"
 ALL = {TEACHER, STUDENTS, HEAD}
@@ -106,6 +106,55 @@ def test_what_changes_a_key(override: str, expected: set[str]) -> None:
 
 def test_a_default_that_is_written_changes_no_key() -> None:
     assert keys("networks.students.split=chunks") == keys()
+
+
+MERGED = """
+name: merged
+data: {name: fashion-mnist}
+networks:
+  all: {members: [pair, both.1, second], merge: mean}
+  pair: {members: [second, first], merge: sum}
+  both: {model: [mlp-20, mlp-30], split: none}
+  first: {model: mlp-64}
+  second: {model: tcn-student-4, head: {from: first, fine_tune_epochs: 1}}
+"""
+
+
+def test_what_is_merged_comes_after_the_last_stages_of_its_members() -> None:
+    found = [(stage.name, stage.kind, stage.parents) for stage in plan(parse_recipe(MERGED), "d")]
+    assert found == [
+        ("fit first", "fit", ()),
+        ("fit second", "fit", ("fit first",)),
+        ("fine-tune second.head", "fine-tune", ("fit second",)),
+        ("merge pair", "merge", ("fine-tune second.head", "fit first")),
+        ("fit both", "fit", ()),
+        ("merge all", "merge", ("merge pair", "fit both", "fine-tune second.head")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("networks.pair.merge=mean", {"merge pair", "merge all"}),
+        ("networks.pair.members=[first, second]", {"merge pair", "merge all"}),
+        ("networks.all.members[1]=both.0", {"merge all"}),
+        ("networks.both.fit.epochs=3", {"fit both", "merge all"}),
+    ],
+)
+def test_what_changes_the_key_of_a_merge(override: str, expected: set[str]) -> None:
+    assert changed(keys(text=MERGED), keys(override, text=MERGED)) == expected
+
+
+def test_parameters_of_what_is_merged_are_those_of_all_members_and_one_head() -> None:
+    recipe = parse_recipe(MERGED)
+    pair = 785 * 64 + 22_168
+    assert parameters(recipe, "pair") == pair + 128 * 10 + 10
+    assert parameters(recipe, "all") == pair + 785 * 30 + 22_168 + (128 + 30 + 64) * 10 + 10
+
+
+def test_a_merged_recipe_is_read_back_from_its_resolved_form() -> None:
+    recipe = parse_recipe(MERGED)
+    assert resolved_recipe(json.loads(json.dumps(recipe.resolved()))) == recipe
 
 
 def test_another_model_changes_the_keys() -> None:

@@ -32,9 +32,9 @@ def test_the_recipe_of_the_design_page() -> None:
     recipe = parse_recipe(TCN4)
     teacher, students = recipe.networks.values()
     assert list(recipe.networks) == ["teacher", "students"]
-    assert (teacher.models, teacher.is_group, teacher.dense, teacher.sources) == (("tcn-teacher",), False, 256, ())
+    assert (teacher.models, teacher.is_group, teacher.widths, teacher.sources) == (("tcn-teacher",), False, (256,), ())
     assert teacher.learns == (CrossEntropy(),)
-    assert (students.models, students.is_group, students.dense) == (("tcn-student-4",) * 4, True, 256)
+    assert (students.models, students.is_group, students.widths) == (("tcn-student-4",) * 4, True, (64,) * 4)
     assert students.sources == ("teacher",)
     assert students.head is not None and students.head.fine_tune_epochs == 10
 
@@ -126,7 +126,7 @@ def test_a_list_of_models_is_a_group() -> None:
         + "head: {from: t}}"
     )
     group = recipe.networks["x"]
-    assert group.is_group and group.count is None and group.dense == 256
+    assert group.is_group and group.count is None and group.widths == (64,) * 4
     assert group.models == ("tcn-student-4", "tcn-student-4x", "tcn-student-4", "mlp-64")
     one = parse_recipe(HEAD + "  x: {model: tcn-student-1, count: 1, head: {from: t}}").networks["x"]
     assert one.is_group and one.models == ("tcn-student-1",)
@@ -238,7 +238,7 @@ bench: {threads: true, rounds: 1e3, seconds: .inf}
         "bad.yaml:18: networks.students.learns[0].from: unknown network 'teachr'; did you mean 'teacher'? "
         "Networks: teacher, labels",
         "bad.yaml:19: networks.students.learns[1].temperature: unknown key 'temperature'. "
-        "Keys: from, weight, what, loss",
+        "Keys: from, weight, what, loss, minus",
         "bad.yaml:20: networks.students.learns[2].from: cross_entropy learns from labels, not from 'teacher'; "
         "from a network learn with kd or mse",
         "bad.yaml:21: networks.students.learns[3]: expected a lesson, such as {from: teacher, loss: kd}, got 5",
@@ -282,7 +282,7 @@ def test_missing_keys_are_told_at_the_parent() -> None:
         ("{model: [kd-student], count: 2}", "count: expected 1, because `model` lists 1, got 2"),
         ("{model: kd-student, learns: 5}", "learns: expected a value such as [{from: teacher, loss: mse}], got 5"),
         ("{model: kd-student, learns: [{source: t, from: t, loss: mse}]}",
-         "learns[0].source: unknown key 'source'. Keys: from, weight, what, loss"),
+         "learns[0].source: unknown key 'source'. Keys: from, weight, what, loss, minus"),
         ("{model: kd-student, learns: [{from: t, loss: kd, what: dense}]}",
          "learns[0].what: expected 'logits', got 'dense'"),
         ("{model: kd-student, learns: [{from: t, loss: kd, form: mix}]}",
@@ -347,7 +347,7 @@ def test_json_schema_has_the_keys_of_yaml() -> None:
     assert schema["properties"]["networks"]["additionalProperties"] is False
     assert "from" in definitions["Head"]["properties"] and "source" not in definitions["Head"]["properties"]
     assert all(definition["additionalProperties"] is False for definition in definitions.values())
-    one, many = definitions["Network"]["properties"]["model"]["oneOf"]
+    one, many = definitions["Network"]["properties"]["model"]["anyOf"][0]["oneOf"]
     assert set(one["examples"]) == set(catalog.MODELS) and (many["minItems"], many["maxItems"]) == (1, 64)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bad_recipes import HEAD, TCN4, network, problems
+from bad_recipes import HEAD, TCN4, network, problem, problems
 
 from kdedge.recipe_reader import parse_recipe
 
@@ -25,10 +25,10 @@ PEERS = "learns[0].from: 'peers' are the other members of an ensemble; write spl
          "use tcn-student-2, mlp-128"),
         ("{model: mlp-100, learns: [{from: t, loss: mse}], head: {from: t}}",
          "model: mlp-100 has a dense vector of 100, 't' has 256; "
-         "use tcn-teacher, tcn-student-1, kd-student, mlp-256"),
+         "use tcn-teacher, tcn-student-1, tcn-student-1x, kd-student, mlp-256"),
         ("{model: tcn-student-4, count: 4, split: none, head: {from: t}}",
          "model: tcn-student-4 has a dense vector of 64, 't' has 256; "
-         "use tcn-teacher, tcn-student-1, kd-student, mlp-256"),
+         "use tcn-teacher, tcn-student-1, tcn-student-1x, kd-student, mlp-256"),
         ("{model: [tcn-student-2, tcn-student-4]}",
          "model: the members' dense vectors are 128, 64 wide; a group's members need one width"),
     ],
@@ -93,7 +93,83 @@ def test_only_members_of_an_ensemble_have_peers(line: str, message: str) -> None
 
 def test_members_of_an_ensemble_may_differ() -> None:
     found = parse_recipe(HEAD + "  x: {model: [mlp-9, mlp-8], split: none, learns: [{from: peers, loss: kd}]}").networks
-    assert (found["x"].widths, found["x"].dense, found["x"].sources) == ((9, 8), 17, ())
+    assert (found["x"].widths, found["x"].sources) == ((9, 8), ())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{members: [t, e], merge: mean, model: mlp-9}",
+         "model: a network has a model, or is made of `members`; remove one of them"),
+        ("{members: [t, e], merge: mean, fit: {epochs: 3}}",
+         "fit: remove it: a network that is made of `members` is not trained"),
+        ("{members: [t, e]}",
+         "merge: missing; write `merge: mean`, the mean of their logits, or `merge: sum`, of their dense vectors, "
+         "through the first one's head"),
+        ("{members: [t, e], merge: max}", "merge: unknown merge 'max'. Merges: mean, sum"),
+        ("{model: mlp-9, merge: sum}",
+         "merge: says how `members` are merged; write members: [NETWORK, NETWORK], or remove it"),
+        ("{members: [], merge: mean}", "members: empty; write for example `members: [first, second]`"),
+        ("{members: [t, 3], merge: mean}", "members[1]: expected text, got 3"),
+        ("{members: [t, u], merge: mean}", "members[1]: unknown network 'u'. Networks: t, e"),
+        ("{members: [t, x], merge: mean}", "members[1]: 'x' cannot be a member of itself"),
+        ("{members: [t, e, t], merge: mean}", "members[2]: 't' is in the list twice"),
+        ("{members: [t], merge: mean}", "members: 't' alone is a network already; name two or more"),
+        ("{members: [t, t.0], merge: mean}",
+         "members[1]: only of an ensemble (split: none) can one member be named; write 't'"),
+        ("{members: [e.0, e.2], merge: mean}", "members[1]: 'e' has the members e.0 to e.1"),
+        ("{members: [t, e], merge: sum}",
+         "members[1]: 'e' has a dense vector of 17, 't' one of 256; a sum needs one width"),
+        ("{members: [e.0, e.1], merge: sum}",
+         "members[1]: 'e.1' has a dense vector of 8, 'e.0' one of 9; a sum needs one width"),
+        ("{}", "model: missing; write for example `model: tcn-student-4`"),
+    ],
+)  # fmt: skip
+def test_what_is_merged_fits_together_and_is_not_trained(line: str, message: str) -> None:
+    ensemble = "  e: {model: [mlp-9, mlp-8], split: none}"
+    assert problem(f"{HEAD}{ensemble}\n  x: {line}\n") == f"bad.yaml:6: networks.x.{message}"
+
+
+def test_who_learns_from_merged_networks_learns_all_their_dense_vectors() -> None:
+    merged = "  a: {members: [t, b], merge: mean}\n  b: {members: [t, c], merge: sum}\n  c: {model: kd-student}\n"
+    assert problem(f"{HEAD}{merged}  x: {{model: mlp-9, head: {{from: a}}}}\n") == (
+        "bad.yaml:8: networks.x.model: mlp-9 has a dense vector of 9, 'a' has 768; use mlp-768"
+    )
+
+
+def test_members_do_not_learn_from_what_is_made_of_them() -> None:
+    text = f"{HEAD}  a: {{members: [t, b], merge: mean}}\n  b: {{model: mlp-9, learns: [{{from: a, loss: kd}}]}}\n"
+    assert problem(text) == "bad.yaml:5: networks.a.members[1]: networks learn from each other in a cycle: a -> b -> a"
+
+
+@pytest.mark.parametrize(
+    ("minus", "message"),
+    [
+        ("s", ""),
+        ("u", "learns[0].minus: unknown network 'u'. Networks: t, s, n"),
+        ("x", "learns[0].minus: 'x' cannot learn from itself"),
+        ("labels", "learns[0].minus: unknown network 'labels'. Networks: t, s, n"),
+        ("t", "learns[0].minus: nothing of 't' is left over without 't'; name another network"),
+        ("n", "model: kd-student has a dense vector of 256, 'n' has 9; use mlp-9"),
+    ],
+)
+def test_what_another_network_leaves_over_has_the_width_of_both(minus: str, message: str) -> None:
+    """And nothing has to teach the logits of a network that only completes another."""
+    networks = "  s: {model: kd-student}\n  n: {model: mlp-9}\n"
+    text = f"{HEAD}{networks}  x: {{model: kd-student, learns: [{{from: t, minus: {minus}, loss: mse}}]}}\n"
+    if message:
+        assert problem(text) == f"bad.yaml:7: networks.x.{message}"
+    else:
+        assert parse_recipe(text).networks["x"].sources == ("t", "s")
+
+
+def test_members_of_a_group_that_learns_the_rest_are_not_improved() -> None:
+    lessons = "learns: [{from: t, minus: s, loss: mse}]"
+    improved = f"{{model: mlp-128, count: 2, improve: {{worst: 1, with: mlp-128}}, {lessons}}}"
+    assert problem(f"{HEAD}  s: {{model: kd-student}}\n  x: {improved}\n", "networks.x.head={from: t}") == (
+        "bad.yaml:6: networks.x.improve: measures members by what they learn of a network, not of what another one leaves "
+        "over; remove it"
+    )
 
 
 def test_logits_need_a_teacher() -> None:
@@ -168,7 +244,7 @@ def test_a_view_has_classes_of_the_dataset(classes: str, message: str) -> None:
 def test_relations_compare_dense_vectors_of_any_width(loss: str) -> None:
     lessons = f"[{{from: labels, loss: cross_entropy}}, {{from: t, loss: {loss}}}]"
     narrow = f"  x: {{model: tcn-student-4, learns: {lessons}}}"
-    assert parse_recipe(HEAD + narrow).networks["x"].dense == 64
+    assert parse_recipe(HEAD + narrow).networks["x"].widths == (64,)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from kdedge.data.batches import Batch, Samples, Views
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError
 from kdedge.models.network import Network, build
-from kdedge.targets import Cached, Live, compute, targets
+from kdedge.targets import Cached, Live, Rest, compute, targets
 
 SAMPLES = 40
 
@@ -53,6 +53,16 @@ def test_dense_is_the_input_of_the_head() -> None:
     network = teacher().eval()
     outputs = compute(network, data(), quiet)
     torch.testing.assert_close(outputs.logits, outputs.dense @ network.head.weight.T + network.head.bias)
+
+
+def test_the_rest_is_what_one_network_leaves_over_of_another() -> None:
+    """Of a cached network by a live one, which needs the images."""
+    samples, batch = data(), Batch(torch.tensor([3, 1, 4]), torch.tensor([0, 1, 0]))
+    first, second = compute(teacher(1).eval(), samples, quiet), Live(teacher(2).eval())
+    rest, images = Rest(first, second), samples.seen(batch.samples, batch.views)
+    assert rest.needs_images and not Rest(first, first).needs_images
+    for what, found in rest(batch, images).items():
+        torch.testing.assert_close(found, first(batch, images)[what] - second(batch, images)[what])
 
 
 def test_outputs_carry_no_gradient() -> None:

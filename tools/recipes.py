@@ -46,6 +46,8 @@ def _section(path: Path) -> list[str]:
 
 
 def _row(recipe: Recipe, name: str, network: Network) -> str:
+    if network.members is not None:
+        return f"| {name} | {network.merge} of {', '.join(network.members)} | {parameters(recipe, name):,} | | |"
     models = " + ".join(dict.fromkeys(network.models))
     model = f"{len(network.models)} x {models}" if len(network.models) > 1 else models
     if (improve := network.improve) is not None:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +70,16 @@ class Lesson(BaseModel):
     def sources(self) -> tuple[str, ...]:
         """All that it learns from: `labels`, `peers`, or networks."""
         return (self.source,) if isinstance(self.source, str) else self.source
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks whose outputs it needs."""
+        return tuple(source for source in self.sources if source not in NOT_NETWORKS)
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {key: value for key, value in fields.items() if value is not None}
 
     def share(self) -> Lesson:
         """This lesson with the weight that each of its sources has.

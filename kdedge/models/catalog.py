@@ -30,6 +30,7 @@ _CIFAR = (3, 32, 32)
 MODELS = {
     "tcn-teacher": ModelInfo(_MNIST, 256, 2_378_368, _TCN),
     "tcn-student-1": ModelInfo(_MNIST, 256, 92_080, _TCN),
+    "tcn-student-1x": ModelInfo(_MNIST, 256, 185_410, "ours, of the size of two tcn-student-1"),
     "tcn-student-2": ModelInfo(_MNIST, 128, 46_376, _TCN),
     "tcn-student-4": ModelInfo(_MNIST, 64, 22_168, _TCN),
     "tcn-student-8": ModelInfo(_MNIST, 32, 4_995, "ours, of the 5.00k that Malik et al. 2021, Table 6, print"),

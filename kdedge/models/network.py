@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,10 @@ class Network(nn.Module):
     def learners(self, dense: Tensor) -> list[tuple[Tensor, nn.Linear]]:
         """Each one that learns by itself, as its dense vector and its head: the network, or each member of an ensemble."""
         return _apart(dense, self.heads())
+
+    def member(self, number: int) -> Network:
+        """One member of an ensemble as a network that stands alone."""
+        return Network([self.members[number]], self.heads()[number], [self.models[number]]).train(self.training)
 
     def with_one_head(self) -> Network:
         """The same members with one linear head, which gives the same logits but for rounding."""
@@ -121,6 +125,20 @@ def mean_head(heads: Sequence[nn.Linear]) -> nn.Linear:
     weight = torch.cat([head.weight.detach() for head in heads], 1) / len(heads)
     bias = torch.stack([head.bias.detach() for head in heads]).mean(0)
     return _linear(weight, bias)
+
+
+def merged(networks: Sequence[Network], how: Literal["mean", "sum"]) -> Network:
+    """The members of all these networks as one, with a computed head.
+
+    `mean` gives the mean of the networks' logits, `sum` what the first one's head makes of the sum of their dense vectors,
+    which have one width: its weight on the sum is the same weight on each.
+    """
+    heads = [head for network in networks for head in network.with_one_head().heads()]
+    first = heads[0]
+    repeated = first.weight.detach().repeat(1, len(heads))
+    head = mean_head(heads) if how == "mean" else _linear(repeated, first.bias.detach())
+    members = [member for network in networks for member in network.members]
+    return Network(members, head, [model for network in networks for model in network.models])
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

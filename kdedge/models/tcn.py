@@ -30,6 +30,7 @@ def tcn(first: int, second: int, hidden: int | None, dense: int, *, relu_dense: 
 BACKBONES = {
     "tcn-teacher": lambda: tcn(32, 64, None, 256, relu_dense=True),
     "tcn-student-1": lambda: tcn(64, 16, 32, 256),
+    "tcn-student-1x": lambda: tcn(64, 34, 32, 256),  # ours: of the size of two tcn-student-1
     "tcn-student-2": lambda: tcn(64, 8, 32, 128),
     "tcn-student-4": lambda: tcn(32, 8, 16, 64),
     "tcn-student-8": lambda: tcn(8, 5, 6, 32),  # our choice: the paper prints 5.00k and its layers cannot be recovered
