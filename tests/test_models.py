@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from exporters.float32 import fold_batch_norm
 from kdedge.models import catalog
 from kdedge.models.layers import ReLUMaxPool
 from kdedge.models.network import BACKBONES, Network, backbone, build, build_ensemble, count_parameters, merged
 from kdedge.models.resnet import Residual
+from kdedge.variants import load_recipes
 
+ROOT = Path(__file__).parent.parent
 RESNETS = ["resnet-1-1-0-0", "resnet-2-0-0-0", "resnet-0-2-0-1", "resnet-0-0-0-1-s4", "resnet-3-4-6-3"]
 EVERY_MODEL = [*catalog.MODELS, *catalog.FAMILIES.values(), "mlp-1", *RESNETS]
 
@@ -105,6 +109,20 @@ def test_printed_flops(name: str, with_head: bool, flops: int) -> None:
     assert info is not None
     network = build([name], info.dense, 10) if with_head else backbone(name)
     assert count_flops(network, torch.zeros(1, *info.image)) == flops
+
+
+def test_the_record_keeps_within_four_tcn_students() -> None:
+    """tcn4_best, counted from its layers by hand, against Malik et al. 2021, Table 6: 91,242 parameters, 12.54 MFLOP."""
+    layers = [(28, 1, 8), (14, 8, 16), (14, 16, 16), (7, 16, 32), (7, 32, 32)]  # side of the image, channels in and out
+    head = 4 * 32 * 3 * 3
+    folded = 4 * sum((9 * inputs + 1) * outputs for _, inputs, outputs in layers) + (head + 1) * 10
+    flops = 4 * sum(side**2 * outputs * (2 * 9 * inputs + 2) for side, inputs, outputs in layers) + (2 * head + 1) * 10
+    assert (folded, flops) == (81_354, 11_438_090) and folded <= 91_242 and flops <= 12_540_000
+
+    students = load_recipes(ROOT / "recipes" / "tcn4_best.yaml")[0].networks["students"]
+    network = build(students.models, students.dense, 10).eval()
+    assert count_parameters(fold_batch_norm(network)) == folded
+    assert count_flops(network, torch.zeros(1, 1, 28, 28)) == flops
 
 
 def count_flops(network: nn.Module, image: torch.Tensor) -> int:

@@ -36,6 +36,7 @@ MODELS = {
     "tcn-student-8": ModelInfo(_MNIST, 32, 4_995, "ours, of the 5.00k that Malik et al. 2021, Table 6, print"),
     "tcn-student-4x": ModelInfo(_MNIST, 64, 85_744, _TCN),
     "kd-student": ModelInfo(_MNIST, 256, 92_080, _TCN),
+    "compact-4": ModelInfo(_MNIST, 288, 17_664, "ours, C8-M-C16-C16-M-C32-C32-M"),
     "mlp-1200": ModelInfo(_MNIST, 1200, 2_383_200, "784-1200-1200, Hinton et al. 2015, section 3"),
     "lenet5": ModelInfo(_CIFAR, 84, 61_156, "LeNet of the CIFAR-10 study (Bikhazi and Cosic)"),
     "vgg13-bn": ModelInfo(_CIFAR, 4096, 28_293_440, "teacher of the CIFAR-10 study (Bikhazi and Cosic)"),

@@ -24,3 +24,21 @@ class ReLUMaxPool(nn.Module):
 def relu() -> nn.ReLU:
     """ReLU that overwrites its input: no layer of ours needs the values before it, and memory is what limits a CPU."""
     return nn.ReLU(inplace=True)
+
+
+def convolutions(channels: int, spec: str) -> tuple[list[nn.Module], int]:
+    """The layers that `spec` names for an image of so many channels, and the channels that come out.
+
+    A number is a 3x3 convolution of that many filters (padded by 1) with batch norm and ReLU, M a 2x2 max-pool.
+    """
+    layers: list[nn.Module] = []
+    tokens = spec.split()
+    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+        if token == "M":
+            layers.append(ReLUMaxPool() if layers and isinstance(layers[-1], nn.BatchNorm2d) else nn.MaxPool2d(2))
+            continue
+        layers += [nn.Conv2d(channels, int(token), 3, padding=1), nn.BatchNorm2d(int(token))]
+        if following != "M":
+            layers.append(relu())
+        channels = int(token)
+    return layers, channels

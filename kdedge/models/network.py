@@ -10,10 +10,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kdedge.models import lenet, mlp, resnet, tcn, vgg
+from kdedge.models import compact, lenet, mlp, resnet, tcn, vgg
 from kdedge.models.catalog import mlp_hidden, resnet_blocks
 
-BACKBONES = {**tcn.BACKBONES, **mlp.BACKBONES, **lenet.BACKBONES, **vgg.BACKBONES, **resnet.BACKBONES}
+BACKBONES = {
+    **tcn.BACKBONES,
+    **compact.BACKBONES,
+    **mlp.BACKBONES,
+    **lenet.BACKBONES,
+    **vgg.BACKBONES,
+    **resnet.BACKBONES,
+}
 
 
 class Network(nn.Module):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from kdedge.models.layers import ReLUMaxPool, relu
+from kdedge.models.layers import convolutions, relu
 
 
 def vgg(spec: str, dense: int | None) -> nn.Sequential:
@@ -15,16 +15,7 @@ def vgg(spec: str, dense: int | None) -> nn.Sequential:
 
     Float [batch, 3, 32, 32] to [batch, dense or the last number of filters].
     """
-    layers: list[nn.Module] = []
-    channels, tokens = 3, spec.split()
-    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
-        if token == "M":
-            layers.append(ReLUMaxPool() if layers and isinstance(layers[-1], nn.BatchNorm2d) else nn.MaxPool2d(2))
-            continue
-        layers += [nn.Conv2d(channels, int(token), 3, padding=1), nn.BatchNorm2d(int(token))]
-        if following != "M":
-            layers.append(relu())
-        channels = int(token)
+    layers, channels = convolutions(3, spec)
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     if dense is not None:
         layers.append(nn.Linear(channels, dense))
