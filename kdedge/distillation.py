@@ -92,7 +92,7 @@ class Work:
     def seen_by(self, network: str) -> Samples:
         """The training images that `network` sees, with its augmentation."""
         described = self.recipe.networks[network]
-        seen = self.train.part(**dict(described.view)) if described.view else self.train
+        seen = self.train.part(**described.view.part) if described.view else self.train
         return replace(seen, views=Views(described.fit.augment.flip, described.fit.augment.shift))
 
     def finished(self, network: str) -> tuple[Network, Stage]:
@@ -193,7 +193,8 @@ def _prepare(
     for source in (source for lesson in described.learns for source in lesson.networks):
         if source not in sources:
             teacher, taught_by = work.finished(source)
-            seen = work.seen_by(stage.network).views.name + (f"-{described.view.name}" if described.view else "")
+            part = described.view.name if described.view else ""
+            seen = "-".join(filter(None, [work.seen_by(stage.network).views.name, part]))
             folder = f"targets/{taught_by.key[:16]}-{seen}"
             if not (work.run.path / folder).is_dir():
                 _take_over(work, folder)

@@ -13,7 +13,8 @@ from kdedge.data.batches import stable_seed
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError
 from kdedge.models.network import Network, backbone, build, build_ensemble
-from kdedge.recipe import Recipe
+from kdedge.models.view import Centre, LowResolution
+from kdedge.recipe import Recipe, View
 
 
 def new_network(recipe: Recipe, name: str) -> Network:
@@ -63,7 +64,7 @@ def with_new_members(network: Network, places: Sequence[int], recipe: Recipe, na
     torch.manual_seed(stable_seed(recipe.seed, name, "improve", "weights"))
     network.members.requires_grad_(False)
     for place in sorted(places):
-        fresh = backbone(improve.model).to(network.heads()[0].weight.device)
+        fresh = _behind(recipe.networks[name].view, backbone(improve.model)).to(network.heads()[0].weight.device)
         network.members[place] = fresh.to(memory_format=torch.channels_last)
         network.models[place] = improve.model
     return network
@@ -76,4 +77,18 @@ def _built(recipe: Recipe, name: str, models: Sequence[str]) -> Network:
         network = build_ensemble(models, described.widths, classes)
     else:
         network = build(models, recipe.dense(name), classes)
+    network.members = nn.ModuleList(map(_behind, recipe.views(name), network.members))
     return network.to(memory_format=torch.channels_last)
+
+
+def _behind(view: View | None, member: nn.Module) -> nn.Module:
+    """A member that sees of each image what `view` leaves; the member itself where that is all of it.
+
+    So each member takes whole images, alone, beside members that see them otherwise, and in its file.
+    """
+    parts: list[nn.Module] = []
+    if view is not None and view.resize is not None:
+        parts.append(LowResolution(view.resize))
+    if view is not None and view.centre is not None:
+        parts.append(Centre(view.centre))
+    return nn.Sequential(*parts, member) if parts else member

@@ -12,75 +12,35 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
-    StringConstraints,
-    Tag,
     ValidationInfo,
     field_validator,
     model_serializer,
 )
 
 from kdedge.data import catalog as datasets
-from kdedge.data.catalog import DATASETS
 from kdedge.losses import LOSSES, OF_MEMBERS, Lesson
 from kdedge.losses.dense import MSE
-from kdedge.losses.lesson import NOT_NETWORKS, FromList, one_or_list
+from kdedge.losses.lesson import FromList
 from kdedge.losses.logits import CrossEntropy
 from kdedge.merge_rules import split_name
 from kdedge.models import catalog
 from kdedge.recipe_rules import MAX_MEMBERS
-from kdedge.wording import given, unknown
-
-
-def _known_dataset(name: str) -> str:
-    if name not in DATASETS:
-        raise ValueError(unknown("dataset", name, DATASETS))
-    return name
-
-
-def _known_model(name: str) -> str:
-    if catalog.find(name) is None:
-        raise ValueError(unknown("model", name, catalog.names()))
-    return name
-
-
-def _name_or_number(value: object) -> object:
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        raise ValueError(f"expected the name or the number of a class, got {given(value)}")
-    return value
-
-
-def _not_reserved(name: str) -> str:
-    if name in NOT_NETWORKS:
-        raise ValueError(f"{name!r} has a meaning in lessons; give the network another name")
-    return name
-
-
-Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-# A folder within the folder of runs; of a variant with a seed: tcn4/wide.seed1
-RunName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}(/[a-z0-9][a-z0-9._-]{0,95})?$")]
-NetworkName = Annotated[Slug, AfterValidator(_not_reserved)]
-DatasetName = Annotated[str, AfterValidator(_known_dataset), Field(json_schema_extra={"enum": list(DATASETS)})]
-ModelName = Annotated[
-    str,
-    AfterValidator(_known_model),
-    Field(description=f"one of {', '.join(catalog.names())}", examples=[*catalog.MODELS]),
-]
-ClassName = Annotated[str | int, BeforeValidator(_name_or_number)]
-MemberModels = Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=MAX_MEMBERS), FromList]
-OneOrMoreModels = Annotated[
-    Annotated[ModelName, Tag("one")] | Annotated[MemberModels, Tag("list")], Discriminator(one_or_list)
-]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
+from kdedge.recipe_values import (
+    ClassName,
+    DatasetName,
+    ModelName,
+    NetworkName,
+    NotNegativeFloat,
+    OneOrMoreModels,
+    PositiveFloat,
+    RunName,
+    Seed,
+    Slug,
+)
 
 if TYPE_CHECKING:
     _AnyLesson = Lesson
@@ -153,25 +113,41 @@ class Fit(_Fields):
 
 
 class View(_Fields):
-    """What a network sees of the training images; validation and test are always whole."""
+    """What a network sees of the data: some of the training images, and of every image, also on the device, less.
+
+    Validation and test have all of their images, whatever part of the training images a network sees.
+    """
 
     fraction: float | None = Field(None, gt=0, le=1, description="that share of them, the first ones")
     per_class: int | None = Field(None, ge=1, description="the first so many of each class", examples=[100])
     classes: Annotated[tuple[ClassName, ...], FromList, Field(min_length=1)] | None = Field(
         None, description="only images of these classes, by name or number", examples=[["Shirt", "Coat"]]
     )
+    resize: int | None = Field(
+        None, ge=1, description="each image in so many pixels a side, means of blocks", examples=[14]
+    )
+    centre: int | None = Field(
+        None, ge=1, description="so many pixels a side in the middle; the rest is grey", examples=[14]
+    )
 
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
-        return {key: value for key, value in fields.items() if key != "classes" or value is not None}
+        later = ("classes", "resize", "centre")  # than stages that are keyed by the other two
+        return {key: value for key, value in fields.items() if key not in later or value is not None}
+
+    @property
+    def part(self) -> dict[str, Any]:
+        """Which of the training images, as `Samples.part` takes it."""
+        return {"fraction": self.fraction, "per_class": self.per_class, "classes": self.classes}
 
     @property
     def name(self) -> str:
-        """A name for folders: equal for equal views."""
+        """A name for folders: equal for views of the same training images, and empty for all of them."""
         classes = None if self.classes is None else "+".join(quote(str(one), safe="") for one in self.classes)
-        parts = {"fraction": self.fraction, "per_class": self.per_class, "classes": classes}
-        return "-".join(f"{key}{value}" for key, value in parts.items() if value is not None)
+        return "-".join(
+            f"{key}{value}" for key, value in (self.part | {"classes": classes}).items() if value is not None
+        )
 
 
 class Head(_Fields):
@@ -332,6 +308,14 @@ class Recipe(_Fields):
             return tuple(model for member in members for model in self.models(member))
         models = self.networks[name].models
         return models if number is None else (models[number],)
+
+    def views(self, name: str) -> tuple[View | None, ...]:
+        """What each backbone of a network sees, in the order of `models`."""
+        name, number = split_name(name)
+        network = self.networks[name]
+        if network.members is not None:
+            return tuple(view for member in network.members for view in self.views(member))
+        return (network.view,) * (len(network.models) if number is None else 1)
 
     def dense(self, name: str) -> int:
         """Width of the dense vector of a network: the concatenation of those of all its backbones."""

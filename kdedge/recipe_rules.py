@@ -6,7 +6,7 @@ hides nothing in another. Each yields (where, message) pairs.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -63,7 +63,7 @@ def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Find
     data = recipe.get("data")
     if isinstance(data, dict) and "name" in data and not {("data",), ("data", "name"), ("data", "as")} & {*refused}:
         yield from _images(networks, data["name"], data.get("as"))
-        yield from _classes(written, datasets.find(data["name"], data.get("as")), refused)
+        yield from _views(written, datasets.find(data["name"], data.get("as")), refused)
     yield from merge_rules.check(written, refused, lambda name: _width(name, networks))
     for network in networks.values():
         yield from _peers(network)
@@ -191,24 +191,41 @@ def _images(networks: dict[str, _Network], dataset: str, as_: datasets.As | None
                 yield at, f"{model} sees {_by(sees)} images, {name} has {_by(shape)}; models for it: {fits}{other}"
 
 
-def _classes(written: dict[str, Any], data: datasets.DatasetInfo, refused: Collection[KeyPath]) -> Iterator[Finding]:
-    """The classes that a view leaves are classes of the dataset."""
+def _views(written: dict[str, Any], data: datasets.DatasetInfo, refused: Collection[KeyPath]) -> Iterator[Finding]:
+    """What a view leaves is in the dataset: its classes, and the pixels of its images."""
     for name, network in written.items():
         view = network.get("view") if isinstance(network, dict) else None
-        classes = view.get("classes") if isinstance(view, dict) else None
-        seen = set()
-        for n, one in enumerate(classes if isinstance(classes, list | tuple) else ()):
-            at: KeyPath = ("networks", name, "view", "classes", n)
-            if at in refused:
-                continue
-            if isinstance(one, str) and one not in data.classes:
-                yield at, unknown("class", one, data.classes)
-            elif isinstance(one, int) and not 0 <= one < len(data.classes):
-                yield at, f"expected a class from 0 to {len(data.classes) - 1}, got {one}"
-            elif (number := data.class_number(one)) in seen:
-                yield at, f"{one!r} is in the list twice"
-            else:
-                seen.add(number)
+        if not isinstance(view, dict):
+            continue
+        at: KeyPath = ("networks", name, "view")
+        right = {key: value for key, value in view.items() if value is not None and (*at, key) not in refused}
+        side = data.shape[-1]
+        if "resize" in right and (side % right["resize"] or right["resize"] == side):
+            fits = ", ".join(str(n) for n in range(side - 1, 0, -1) if side % n == 0)
+            yield (*at, "resize"), f"{side} pixels are not {right['resize']} blocks of two or more; use {fits}"
+        if "centre" in right and right["centre"] >= side:
+            yield (
+                (*at, "centre"),
+                f"of images of {side} x {side} expected 1 to {side - 1} pixels, got {right['centre']}",
+            )
+        yield from _classes((*at, "classes"), right.get("classes", ()), data, refused)
+
+
+def _classes(
+    at: KeyPath, classes: Sequence[str | int], data: datasets.DatasetInfo, refused: Collection[KeyPath]
+) -> Iterator[Finding]:
+    seen = set()
+    for n, one in enumerate(classes):
+        if (*at, n) in refused:
+            continue
+        if isinstance(one, str) and one not in data.classes:
+            yield (*at, n), unknown("class", one, data.classes)
+        elif isinstance(one, int) and not 0 <= one < len(data.classes):
+            yield (*at, n), f"expected a class from 0 to {len(data.classes) - 1}, got {one}"
+        elif (number := data.class_number(one)) in seen:
+            yield (*at, n), f"{one!r} is in the list twice"
+        else:
+            seen.add(number)
 
 
 def _chunks(network: _Network, networks: dict[str, _Network]) -> Iterator[Finding]:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from tiny_export import write_data
 
@@ -158,6 +160,19 @@ def test_a_file_takes_the_images_that_its_network_was_trained_on(data: Path, tmp
         assert file.inputs[0].model_dump() == {"name": "image", "dtype": "uint8", "shape": ["batch", 3, 32, 32]}
     measured = bench(run, data_dir=data).validation.rows
     assert [row.n for row in measured] == [400, 400]  # of the test split, which has to be 3x32x32 as well
+
+
+def test_a_file_looks_at_the_pixels_that_its_network_saw_in_training(data: Path, tmp_path: Path) -> None:
+    text = ALONE.replace("fit: {epochs: 1}", "fit: {epochs: 1}, view: {centre: 20}").replace(": 0}", ": 100}")
+    run = distill(parse_recipe(text), runs=tmp_path, device="cpu", data_dir=data)
+    manifest = export(run, data_dir=data)
+    image = np.random.default_rng(0).integers(0, 256, (1, 1, 28, 28), np.uint8)
+    other_border, other_middle = np.copy(image), np.copy(image)
+    other_border[:, :, :4], other_border[..., 24:], other_middle[:, :, 12:16, 12:16] = 0, 255, 0
+    for file in manifest.files:
+        session = onnxruntime.InferenceSession(run.path / "export" / file.path, providers=["CPUExecutionProvider"])
+        given, border, middle = (session.run(None, {"image": one})[0] for one in (image, other_border, other_middle))
+        assert np.array_equal(given, border) and not np.array_equal(given, middle)
 
 
 def test_exporting_again_gives_the_same_bytes(alone: Run, data: Path) -> None:

@@ -10,6 +10,8 @@ from conftest import TINY
 from torch import nn
 
 from kdedge.errors import RunError
+from kdedge.models.network import Network
+from kdedge.models.view import Centre, LowResolution
 from kdedge.networks import finished_network, new_network, new_parts, with_new_members
 from kdedge.recipe import Recipe
 from kdedge.recipe_reader import parse_recipe
@@ -41,6 +43,30 @@ def test_weights_depend_on_seed_and_name_and_nothing_else(tiny: Recipe) -> None:
     renamed = weights(new_network(parse_recipe(TINY.replace("teacher", "tutor")), "tutor"))
     assert not set(other_seed.values()) & set(first.values())
     assert not set(renamed.values()) & set(first.values())
+
+
+def test_members_see_what_their_view_leaves_and_have_the_weights_that_they_would_have_without_one(tiny: Recipe) -> None:
+    low = new_network(parse_recipe(TINY, overrides=["networks.students.view={resize: 14, centre: 20}"]), "students")
+    whole = new_network(tiny, "students")
+    assert list(weights(low).values()) == list(weights(whole).values())
+    images = torch.rand(3, 1, 28, 28)
+    seen = Centre(20)(LowResolution(14)(images))
+    assert torch.equal(low.dense(images), whole.dense(seen))
+    assert torch.equal(low.members[1](images), whole.members[1](seen))  # a member alone as well
+    part = new_network(parse_recipe(TINY, overrides=["networks.students.view.fraction=0.5"]), "students")
+    assert part.state_dict().keys() == whole.state_dict().keys()
+
+
+def test_what_each_member_sees_stays_with_it() -> None:
+    """In a network that is made of others, and where a new member takes the place of another."""
+    views = ["networks.students.view.resize=14", "networks.both={members: [students, teacher], merge: mean}"]
+    recipe = parse_recipe(TINY, overrides=[*views, "networks.students.improve={worst: 1, with: tcn-student-8}"])
+    assert sees_less(new_network(recipe, "both")) == [True, True, False]
+    assert sees_less(with_new_members(new_network(recipe, "students"), [1], recipe, "students")) == [True, True]
+
+
+def sees_less(network: Network) -> list[bool]:
+    return [any(isinstance(part, LowResolution) for part in member.modules()) for member in network.members]
 
 
 def test_members_of_a_group_differ(tiny: Recipe) -> None:

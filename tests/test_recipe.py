@@ -157,6 +157,9 @@ def test_a_view_is_named_by_the_images_that_it_leaves() -> None:
     assert both.view is not None and some.view is not None
     assert (both.view.name, some.view.name) == ("fraction0.5-per_class3", "classesT-shirt%2Ftop+3")
     assert both.view.model_dump() == {"fraction": 0.5, "per_class": 3}  # keys of stages from before there were classes
+    low = parse_recipe(TCN4, overrides=["networks.students.view={resize: 14, centre: 20}"]).networks["students"].view
+    assert low is not None and low.name == ""  # it learns from its teacher on the same images as everybody else
+    assert low.model_dump() == {"fraction": None, "per_class": None, "resize": 14, "centre": 20}
     assert some.view.model_dump() == {"fraction": None, "per_class": None, "classes": ("T-shirt/top", 3)}
 
 

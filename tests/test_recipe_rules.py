@@ -240,6 +240,20 @@ def test_a_view_has_classes_of_the_dataset(classes: str, message: str) -> None:
     assert found.startswith(f"bad.yaml:5: networks.x.view.classes{message}")
 
 
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        ("{resize: 5}", "resize: 28 pixels are not 5 blocks of two or more; use 14, 7, 4, 2, 1"),
+        ("{resize: 28}", "resize: 28 pixels are not 28 blocks of two or more; use 14, 7, 4, 2, 1"),
+        ("{resize: 0}", "resize: expected a whole number of at least 1, got 0"),
+        ("{centre: 28}", "centre: of images of 28 x 28 expected 1 to 27 pixels, got 28"),
+        ("{center: 14}", "center: unknown key 'center'; did you mean 'centre'? Keys: fraction, per_class, classes, resize, centre"),
+    ],
+)  # fmt: skip
+def test_a_view_leaves_pixels_that_the_images_have(view: str, message: str) -> None:
+    assert network(f"{{model: kd-student, view: {view}}}") == f"bad.yaml:5: networks.x.view.{message}"
+
+
 @pytest.mark.parametrize("loss", ["sp", "rkd", "pkt"])
 def test_relations_compare_dense_vectors_of_any_width(loss: str) -> None:
     lessons = f"[{{from: labels, loss: cross_entropy}}, {{from: t, loss: {loss}}}]"
