@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from kdedge import store
-from kdedge.data.batches import Samples, Views, stable_seed
+from kdedge.data.batches import Samples
 from kdedge.data.load import Dataset, load
 from kdedge.data.splits import Splits, split
-from kdedge.errors import Interrupted, KdedgeError
-from kdedge.fit import Seen, Taught, accuracy, fit, member_losses
-from kdedge.losses import Lesson
-from kdedge.losses.dense import MSE
-from kdedge.losses.logits import CrossEntropy
+from kdedge.errors import KdedgeError
 from kdedge.machine import chosen_device, interruptible, keep_freed_memory
-from kdedge.merge_rules import split_name
-from kdedge.models.network import Network, count_parameters, merged
-from kdedge.networks import finished_network, new_network, new_parts, with_new_members
-from kdedge.plan import Stage, plan, run_that_has
+from kdedge.plan import Stage, plan
 from kdedge.progress import Quiet
-from kdedge.recipe import Fit, Recipe
-from kdedge.targets import Cached, Live, Rest, Targets, targets
+from kdedge.recipe import Recipe
+from kdedge.stages import Work, carry_out, take_over
 from kdedge.variants import quick as made_quick
 
 
@@ -68,200 +56,11 @@ def distill(
         for stage in stages:
             if (run.path / stage.folder).is_dir():
                 progress.note(f"{stage.name}: finished before")
-            elif found := _take_over(work, stage.folder):
+            elif found := take_over(work, stage.folder):
                 progress.note(f"{stage.name}: taken over from {found}")
             else:
                 carry_out(work, stage)
     return run
-
-
-@dataclass(frozen=True)
-class Work:
-    """Everything that the stages of one run share."""
-
-    runs: Path
-    run: store.Run
-    recipe: Recipe
-    stages: list[Stage]
-    train: Samples
-    validation: Samples
-    checkpoint_every_s: float
-    progress: Quiet
-    stop: Callable[[], bool]
-
-    def seen_by(self, network: str) -> Samples:
-        """The training images that `network` sees, with its augmentation."""
-        described = self.recipe.networks[network]
-        seen = self.train.part(**described.view.part) if described.view else self.train
-        return replace(seen, views=Views(described.fit.augment.flip, described.fit.augment.shift))
-
-    def finished(self, network: str) -> tuple[Network, Stage]:
-        """A network that others learn from, on the compute device, and the stage that gave it its final weights."""
-        stage = [stage for stage in self.stages if stage.network == network][-1]
-        return finished_network(self.run, self.recipe, network, stage.name).to(self.train.images.device), stage
-
-
-def carry_out(work: Work, stage: Stage) -> None:
-    """Train or merge one stage and commit it: its folder appears whole, and only then does its checkpoint go."""
-    began = time.monotonic()
-    checkpoint = work.run.path / f"{stage.folder}.checkpoint"
-    scratch = work.run.path / f"{stage.folder}.dense"  # the frozen members' outputs, of use to this stage alone
-
-    def watch(seen: Seen) -> None:
-        reached = "" if seen.validation_accuracy is None else f" val {seen.validation_accuracy:.2f}%"
-        detail = f"epoch {seen.epoch}/{seen.epochs} loss {seen.loss:.4f} {seen.images_per_s:,.0f} img/s{reached}"
-        work.progress.update(stage.name, seen.step, seen.steps, detail)
-
-    known: dict[str, Any] = {}
-    try:
-        if stage.kind == "merge":
-            network = _merged(work, stage)
-            history = [{"validation_accuracy": accuracy(network, work.validation)}]
-            work.progress.note(f"{stage.name}: {history[0]['validation_accuracy']:.2f}% on validation")
-        else:
-            network, settings, taught, frozen, known = _prepare(work, stage, scratch)
-            history = fit(
-                network,
-                taught,
-                work.seen_by(stage.network),
-                work.validation,
-                settings,
-                seed=stable_seed(work.recipe.seed, stage.network, stage.kind),
-                checkpoint=checkpoint,
-                checkpoint_every_s=work.checkpoint_every_s,
-                watch=watch,
-                stop=work.stop,
-                frozen=frozen,
-            )
-    except KeyboardInterrupt:
-        kept = [other.name for other in work.stages if (work.run.path / other.folder).is_dir()]
-        kept += [f"'{stage.name}' up to its last checkpoint"] if checkpoint.is_file() else []
-        raise Interrupted(
-            f"Stopped in '{stage.name}'. Kept in {work.run.path}: {', '.join(kept) or 'nothing yet'}. "
-            "Run the same command again to go on from there."
-        ) from None
-    finally:
-        work.progress.finish()
-    with store.new_folder(work.run.path / stage.folder) as folder:
-        store.save_tensors(folder / "weights.safetensors", network.state_dict())
-        record = {
-            "name": stage.name,
-            "key": stage.key,
-            "parents": list(stage.parents),
-            "weights_sha256": store.sha256(folder / "weights.safetensors"),
-            "parameters": count_parameters(network.with_one_head()),
-            "models": network.models,
-            **known,
-            **_of_members(work, stage, network),
-            "history": history,
-            "seconds": round(time.monotonic() - began, 1),
-            "device": str(work.train.images.device),
-            "versions": work.run.versions,
-        }
-        store.write_json(folder / "stage.json", record)
-    checkpoint.unlink(missing_ok=True)
-    shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _prepare(
-    work: Work, stage: Stage, scratch: Path
-) -> tuple[Network, Fit, Sequence[Taught], Targets | None, dict[str, Any]]:
-    """What `fit` needs for a stage: the network, its settings, its lessons, and its frozen dense vectors if only the
-    head learns. And what the stage's record says of it."""
-    described = work.recipe.networks[stage.network]
-    device = work.train.images.device
-    if stage.kind == "fine-tune":
-        assert described.head is not None
-        epochs, lr = described.head.fine_tune_epochs, described.head.fine_tune_lr
-        settings = Fit(epochs=epochs, lr=lr, batch_size=described.fit.batch_size)
-        network = finished_network(work.run, work.recipe, stage.network, stage.parents[0]).to(device)
-        frozen = _outputs(work, stage, stage.network, network, scratch, epochs)
-        # Malik et al. 2021, Eq. 6: cross-entropy on the labels, the students frozen.
-        return network, settings, [Taught(CrossEntropy())], frozen, {}
-
-    settings = described.fit
-    known: dict[str, Any] = {}
-    if stage.kind == "improve":
-        network, known = _improved(work, stage)
-    else:
-        network = new_network(work.recipe, stage.network).to(device)
-        if described.head is not None:
-            start = work.finished(described.head.source)[0].head.state_dict()
-            for head in network.heads():
-                head.load_state_dict(start)
-    sources: dict[str, Cached | Live] = {}
-    for source in (source for lesson in described.learns for source in lesson.networks):
-        if source not in sources:
-            teacher, taught_by = work.finished(source)
-            part = described.view.name if described.view else ""
-            seen = "-".join(filter(None, [work.seen_by(stage.network).views.name, part]))
-            folder = f"targets/{taught_by.key[:16]}-{seen}"
-            if not (work.run.path / folder).is_dir():
-                _take_over(work, folder)
-            sources[source] = _outputs(work, stage, source, teacher, work.run.path / folder, settings.epochs)
-    taught = [
-        Taught(
-            lesson.share(),
-            _learned(lesson, source, sources),
-            new_parts(work.recipe, stage.network, number, source).to(device),
-        )
-        for number, lesson in enumerate(described.learns)
-        for source in lesson.sources
-    ]
-    return network, settings, taught, None, known
-
-
-def _learned(lesson: Lesson, source: str, outputs: Mapping[str, Cached | Live]) -> Targets | None:
-    """What a lesson learns of `source`; None of the labels, and of peers."""
-    minus = lesson.minus if isinstance(lesson, MSE) else None
-    return outputs.get(source) if minus is None else Rest(outputs[source], outputs[minus])
-
-
-def _merged(work: Work, stage: Stage) -> Network:
-    """The network that is made of finished ones, as the recipe says."""
-    described = work.recipe.networks[stage.network]
-    assert described.members is not None and described.merge is not None
-    networks = []
-    for name, number in map(split_name, described.members):
-        network = work.finished(name)[0]
-        networks.append(network if number is None else network.member(number))
-    return merged(networks, described.merge)
-
-
-def _improved(work: Work, stage: Stage) -> tuple[Network, dict[str, Any]]:
-    """The finished group with fresh members where it was worst, and which these are."""
-    improve = work.recipe.networks[stage.network].improve
-    assert improve is not None
-    network = finished_network(work.run, work.recipe, stage.network, stage.parents[0]).to(work.train.images.device)
-    losses = _of_members(work, stage, network)["member_losses"]
-    replaced = sorted(sorted(range(len(losses)), key=lambda n: -losses[n])[: improve.worst])
-    said = ", ".join(f"{stage.network}.{n} (loss {losses[n]:.4f})" for n in replaced)
-    work.progress.note(f"{stage.name}: {improve.model} replaces {said}")
-    return with_new_members(network, replaced, work.recipe, stage.network), {"replaced": replaced}
-
-
-def _of_members(work: Work, stage: Stage, network: Network) -> dict[str, list[float]]:
-    """The loss of each member on the validation images, if it has one of its own and was trained in this stage."""
-    described = work.recipe.networks[stage.network]
-    if stage.kind == "fine-tune" or not described.learns_in_chunks:
-        return {}
-    lessons = [(lesson.share(), source) for lesson in described.learns for source in lesson.sources]
-    teachers = {source: work.finished(source)[0] for _, source in lessons}
-    taught = [(lesson, teachers[source]) for lesson, source in lessons]
-    return {"member_losses": member_losses(network, taught, work.validation)}
-
-
-def _outputs(work: Work, stage: Stage, name: str, network: Network, folder: Path, epochs: int) -> Cached | Live:
-    """The outputs of the finished network `name` over the views of the network that `stage` trains."""
-    began = time.monotonic()
-
-    def watch(done: int, total: int) -> None:
-        if work.stop():
-            raise KeyboardInterrupt
-        rate = done * len(network.members) / (time.monotonic() - began)
-        work.progress.update(f"outputs of {name}", done, total, f"{rate:,.0f} img/s")
-
-    return targets(network, work.seen_by(stage.network), folder, epochs=epochs, progress=watch)
 
 
 def _describe(path: Path, recipe: Recipe, quick: bool, dataset: Dataset, cut: Splits, stages: list[Stage]) -> store.Run:
@@ -290,24 +89,6 @@ def _describe(path: Path, recipe: Recipe, quick: bool, dataset: Dataset, cut: Sp
         },
         path=path,
     )
-
-
-def _take_over(work: Work, relative: str) -> Path | None:
-    """The same finished folder of another run, linked or copied into this one; the other's path, or None."""
-    other = run_that_has(relative, work.runs)
-    if other is None:
-        return None
-    with store.new_folder(work.run.path / relative) as folder:
-        shutil.copytree(other / relative, folder, copy_function=_link, dirs_exist_ok=True)
-    return other / relative
-
-
-def _link(source: str, target: str) -> None:
-    """Finished files are never written again, so a hard link is as good as a copy; not every file system has them."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def summary(run: store.Run) -> dict[str, Any]:

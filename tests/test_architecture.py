@@ -19,7 +19,7 @@ LEVELS = [
     {"recipe", "recipe_values", "recipe_rules", "merge_rules", "recipe_reader", "variants"},
     {"plan"},
     {"fit", "targets", "networks", "store", "progress", "machine"},
-    {"distillation", "deployment", "validate", "benchmark", "bench_report", "comparison"},
+    {"distillation", "stages", "deployment", "validate", "benchmark", "bench_report", "comparison"},
     {"cli", "__init__", "__main__"},
 ]
 TOP = len(LEVELS) - 1
