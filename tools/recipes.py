@@ -33,7 +33,7 @@ def _section(path: Path) -> list[str]:
     comment = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
     recipes = load_recipes(path)
     first = recipes[0]
-    facts = [f"Data: {first.data.name}"]
+    facts = [f"Data: {first.data.name}" + (f" as {first.data.as_}" if first.data.as_ else "")]
     if seeds := list(dict.fromkeys(recipe.seed for recipe in recipes if len(recipes) > 1)):
         facts += [f"seeds {', '.join(map(str, seeds))}"] if len(seeds) > 1 else []
     rows = ["| network | model | parameters | learns | epochs |", "|---|---|---|---|---|"]
@@ -52,6 +52,8 @@ def _row(recipe: Recipe, name: str, network: Network) -> str:
     model = f"{len(network.models)} x {models}" if len(network.models) > 1 else models
     if (improve := network.improve) is not None:
         model += f", then the worst {improve.worst} {improve.model}"
+    if network.view is not None:
+        model += f", sees {_plain({key: value for key, value in network.view if value is not None})}"
     chunks = len(network.models) if network.split == "chunks" else 1
     lessons = ", ".join(_lesson(lesson, chunks) for lesson in network.learns)
     head = network.head
@@ -73,7 +75,7 @@ def _changes(settings: dict[str, object]) -> str:
 def _plain(value: object) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_plain(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"[{', '.join(map(_plain, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
