@@ -81,11 +81,12 @@ def export(
 
 
 def roles(recipe: Recipe) -> list[tuple[str, Role]]:
-    """What is exported: networks that others learn from, or are made of, are teachers; the rest is merged and shipped.
+    """What is exported: networks that others learn from are teachers, what nobody learns from is merged and shipped.
 
     A network that learns what another leaves over is exported as a member of what is made of it: alone it says nothing.
     """
-    taught_from = {source for network in recipe.networks.values() for source in network.sources}
+    learning = [network for network in recipe.networks.values() if network.members is None]
+    taught_from = {source for network in learning for source in network.sources}
     return [
         (name, "teacher" if name in taught_from or len(recipe.networks) == 1 else "merged")
         for name, network in recipe.networks.items()

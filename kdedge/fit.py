@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -108,7 +109,8 @@ def fit(
                 seed_device(stable_seed(seed, "step", state.step))  # for dropout
                 for group in optimizer.param_groups:
                     group["lr"] = lr_at(settings, state.step, steps) * group["factor"]
-                loss = objective(network, taught, train, batch, frozen)
+                given = not_dropped(taught, stable_seed(seed, "drop", state.step))
+                loss = objective(network, given, train, batch, frozen)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -138,6 +140,22 @@ def fit(
                 raise KeyboardInterrupt
     network.eval()
     return state.history
+
+
+def not_dropped(taught: Sequence[Taught], seed: int) -> list[Taught]:
+    """What is taught in one step: of a lesson with `drop`, so many of its sources are left out, drawn by `seed` alone.
+
+    Random drop of guides, Son et al. 2021. The sources of one lesson follow one another, with one and the same lesson.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    left: list[Taught] = []
+    for _, of_lesson in groupby(taught, key=lambda one: id(one.lesson)):
+        several = list(of_lesson)
+        if drop := several[0].lesson.drop:
+            drawn = torch.randperm(len(several), generator=generator)[drop:]
+            several = [several[n] for n in sorted(drawn.tolist())]
+        left += several
+    return left
 
 
 def objective(

@@ -39,6 +39,7 @@ class _Network:
     head: str | None = None  # the network it comes from
     head_known: bool = True
     minus: list[tuple[KeyPath, str]] = field(default_factory=list)  # networks whose dense vectors are subtracted
+    drops: list[tuple[KeyPath, int]] = field(default_factory=list)  # how many of the networks of a lesson are dropped
     members: list[tuple[KeyPath, str]] = field(default_factory=list)  # the networks that a merged one is made of
 
     def sources(self) -> Iterator[tuple[KeyPath, str]]:
@@ -112,6 +113,8 @@ def _network(name: str, value: dict[str, Any], refused: Collection[KeyPath]) -> 
         network.lessons += [(where, loss or "", one) for where, one in found if isinstance(one, str)]
         if isinstance(minus := lesson.get("minus"), str) and ("learns", n, "minus") not in bad:
             network.minus.append(((*at, "learns", n, "minus"), minus))
+        if isinstance(drop := lesson.get("drop"), int) and ("learns", n, "drop") not in bad:
+            network.drops.append(((*at, "learns", n, "drop"), drop))
 
     members = value.get("members")
     if isinstance(members, list | tuple) and "members" not in bad_keys:
@@ -138,6 +141,11 @@ def _names(networks: dict[str, _Network], names: list[str]) -> Iterator[Finding]
         for at, minus in network.minus:
             if any(where[:4] == at[:4] and source == minus for where, _, source in network.lessons):
                 yield at, f"nothing of {minus!r} is left over without {minus!r}; name another network"
+        for at, drop in network.drops:
+            count = sum(where[:5] == (*at[:4], "from") and len(where) > 5 for where, _, _ in network.lessons)
+            if drop >= count:
+                said = f"{drop} of {count} networks" if count else "some of several networks"
+                yield at, f"each batch leaves out {said}; write `from` as a list of {drop + 1} or more, or remove it"
         several = [(at[:5], at, source) for at, _, source in network.lessons if len(at) > 5]
         for n, (lesson, at, source) in enumerate(several):
             if any((lesson, source) == (other, before) for other, _, before in several[:n]):

@@ -170,11 +170,11 @@ def _prepare(
             sources[source] = _outputs(work, stage, source, teacher, work.run.path / folder, settings.epochs)
     taught = [
         Taught(
-            lesson.share(),
+            lesson,
             _learned(lesson, source, sources),
             new_parts(work.recipe, stage.network, number, source).to(device),
         )
-        for number, lesson in enumerate(described.learns)
+        for number, lesson in enumerate(lesson.share() for lesson in described.learns)
         for source in lesson.sources
     ]
     return network, settings, taught, None, known

@@ -299,7 +299,7 @@ KD = {"loss": "kd"}
         ({"one": network(), "other": network()}, ["merged", "merged"]),
         (
             {"one": network(), "other": network(), "both": {"members": ["one", "other"], "merge": "sum"}},
-            ["teacher", "teacher", "merged"],
+            ["merged", "merged", "merged"],
         ),
     ],
     ids=["alone", "kd", "assistant", "independent", "members"],

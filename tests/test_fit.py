@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from kdedge.data.batches import Batch, Samples, Views, batches, normalise
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError, TrainingError
-from kdedge.fit import Seen, Taught, accuracy, fit, lr_at, member_losses, objective
+from kdedge.fit import Seen, Taught, accuracy, fit, lr_at, member_losses, not_dropped, objective
 from kdedge.losses.adversarial import Adversarial
 from kdedge.losses.dense import MSE
 from kdedge.losses.logits import KD, CrossEntropy
@@ -277,6 +277,36 @@ def test_peers_teach_the_mean_of_their_softened_outputs_and_learn_nothing_from_i
         for name, parameter in one.members[0].named_parameters():
             torch.testing.assert_close(trained.members[number].get_parameter(name).grad, parameter.grad)
         torch.testing.assert_close(trained.heads()[number].weight.grad, one.heads()[0].weight.grad)
+
+
+def test_of_a_lesson_with_drop_each_step_leaves_other_sources_out() -> None:
+    """In their order, evenly, and the same ones for the same seed; of the other lessons none."""
+    lesson = KD.model_validate({"from": ["a", "b", "c"], "drop": 1}).share()
+    sources = [outputs(6, seed) for seed in range(3)]
+    taught = [Taught(CrossEntropy()), *(Taught(lesson, source) for source in sources), Taught(KD_LESSON, sources[0])]
+    place = {id(one): number for number, one in enumerate(taught)}
+    left = [[place[id(one)] for one in not_dropped(taught, seed % 300)] for seed in range(600)]
+    assert left[:300] == left[300:]
+    counts = [left.count([0, *pair, 4]) for pair in ([1, 2], [1, 3], [2, 3])]
+    assert sum(counts) == 600 and all(140 < count < 260 for count in counts)
+
+
+def test_every_step_drops_anew_and_a_resumed_training_drops_the_same(tmp_path: Path) -> None:
+    """Three teachers of one class each: which of them are heard is in the losses, step by step."""
+    lesson = MSE.model_validate({"from": ["a", "b", "c"], "drop": 2}).share()
+    constant = [Cached(torch.full((1, SAMPLES, 6), 100.0 * n), torch.zeros(1, SAMPLES, 10)) for n in range(3)]
+    taught, settings = [Taught(lesson, source) for source in constant], Fit(epochs=2, batch_size=8)
+    whole, resumed = network("mlp-6"), network("mlp-6")
+    heard: list[float] = []
+    train(whole, taught, settings, tmp_path, watch=lambda seen: heard.append(seen.loss), stop=lambda: False)
+    assert 3000 < heard[-1] < 30_000  # of 0, 10,000 and 40,000 in turn
+    for _ in range(2):
+        asked = itertools.count(1)
+        with pytest.raises(KeyboardInterrupt):
+            train(resumed, taught, settings, tmp_path, stop=lambda asked=asked: next(asked) > 6)  # type: ignore[misc]
+        resumed = network("mlp-6")
+    train(resumed, taught, settings, tmp_path)
+    assert weights(resumed) == weights(whole)
 
 
 def test_without_a_lesson_on_logits_the_head_stays(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ bench: {threads: true, rounds: 1e3, seconds: .inf}
         "bad.yaml:18: networks.students.learns[0].from: unknown network 'teachr'; did you mean 'teacher'? "
         "Networks: teacher, labels",
         "bad.yaml:19: networks.students.learns[1].temperature: unknown key 'temperature'. "
-        "Keys: from, weight, what, loss, minus",
+        "Keys: from, weight, drop, what, loss, minus",
         "bad.yaml:20: networks.students.learns[2].from: cross_entropy learns from labels, not from 'teacher'; "
         "from a network learn with kd or mse",
         "bad.yaml:21: networks.students.learns[3]: expected a lesson, such as {from: teacher, loss: kd}, got 5",
@@ -285,7 +285,7 @@ def test_missing_keys_are_told_at_the_parent() -> None:
         ("{model: [kd-student], count: 2}", "count: expected 1, because `model` lists 1, got 2"),
         ("{model: kd-student, learns: 5}", "learns: expected a value such as [{from: teacher, loss: mse}], got 5"),
         ("{model: kd-student, learns: [{source: t, from: t, loss: mse}]}",
-         "learns[0].source: unknown key 'source'. Keys: from, weight, what, loss, minus"),
+         "learns[0].source: unknown key 'source'. Keys: from, weight, drop, what, loss, minus"),
         ("{model: kd-student, learns: [{from: t, loss: kd, what: dense}]}",
          "learns[0].what: expected 'logits', got 'dense'"),
         ("{model: kd-student, learns: [{from: t, loss: kd, form: mix}]}",

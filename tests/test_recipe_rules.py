@@ -47,6 +47,15 @@ def test_dense_vectors_are_learned_in_equal_chunks(line: str, message: str) -> N
             "{from: [labels, t], loss: kd}",
             "from[0]: kd learns from a network; from labels learn with loss: cross_entropy",
         ),
+        (
+            "{from: [t], drop: 1, loss: kd}",
+            "drop: each batch leaves out 1 of 1 networks; write `from` as a list of 2 or more, or remove it",
+        ),
+        (
+            "{from: t, drop: 1, loss: kd}",
+            "drop: each batch leaves out some of several networks; write `from` as a list of 2 or more, or remove it",
+        ),
+        ("{from: [t], drop: 0, loss: kd}", "drop: expected a whole number from 1 to 63, got 0"),
         ("{from: [], loss: kd}", "from: empty; at least one entry is needed"),
         ("{from: [t, 3], loss: kd}", "from[1]: expected text, got 3"),
         ("{from: 3, loss: kd}", "from: expected text, got 3"),

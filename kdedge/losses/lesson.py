@@ -63,6 +63,9 @@ class Lesson(BaseModel):
         alias="from", description="`labels`, `peers`, the network that is learned from, or several: the mean over them"
     )
     weight: Weight = Field(1.0, description="factor of this lesson in the sum of all lessons")
+    drop: int | None = Field(
+        None, ge=1, le=63, description="of several networks, how many each batch leaves out, drawn anew"
+    )
     what: str
     loss: str
 
@@ -82,12 +85,13 @@ class Lesson(BaseModel):
         return {key: value for key, value in fields.items() if value is not None}
 
     def share(self) -> Lesson:
-        """This lesson with the weight that each of its sources has.
+        """This lesson with the weight that each of its sources has, of those that are not dropped.
 
         The mean of the losses is, but for a constant, the loss on the mean of the targets, where a target enters linearly: kd
         from several networks is kd from the mean of their softened outputs (Hinton et al. 2015, section 2).
         """
-        return self if len(self.sources) == 1 else self.model_copy(update={"weight": self.weight / len(self.sources)})
+        left = len(self.sources) - (self.drop or 0)
+        return self if left == 1 else self.model_copy(update={"weight": self.weight / left})
 
     def parts(self, members: int, student: Shape, target: Shape) -> dict[str, Part]:
         """What the lesson learns while it teaches a group of so many members; most lessons learn nothing.
