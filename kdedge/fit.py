@@ -175,22 +175,23 @@ def objective(
     # bf16 where the hardware multiplies it; everything after the network is float32 again.
     with torch.autocast("cuda", torch.bfloat16, enabled=labels.is_cuda and torch.cuda.is_bf16_supported()):
         if frozen is not None:
-            dense = frozen(batch, images)["dense"]
+            seen = {"dense": frozen(batch, images)["dense"]}
         else:
             assert images is not None
-            dense = network.dense(images)
-        learners = network.learners(dense)
-        outputs = {"dense": [own.float() for own, _ in learners]}
+            seen = network.outputs(images, {one.lesson.output for one in taught if one.lesson.what == "features"})
+        learners = network.learners(seen.pop("dense"))
+        outputs = {name: [maps.float()] for name, maps in seen.items()}
+        outputs["dense"] = [own.float() for own, _ in learners]
         if any(one.lesson.what == "logits" for one in taught):
             outputs["logits"] = [head(own).float() for own, head in learners]
     total = labels.new_zeros((), dtype=torch.float32)
     for one in taught:
-        lesson, given = one.lesson, outputs[one.lesson.what]
+        lesson, given = one.lesson, outputs[one.lesson.output]
         for number, own in enumerate(given):
             if lesson.source == "peers":
                 targets = [other.detach() for other in given[:number] + given[number + 1 :]]
             else:
-                targets = [labels if one.source is None else known[id(one.source)][lesson.what]]
+                targets = [labels if one.source is None else known[id(one.source)][lesson.target]]
             for target in targets:
                 total = total + lesson.weight / len(targets) * lesson(own, target, labels, **one.parts)
     return total

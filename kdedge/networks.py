@@ -12,6 +12,7 @@ from kdedge import store
 from kdedge.data.batches import stable_seed
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError
+from kdedge.models import catalog
 from kdedge.models.network import Network, backbone, build, build_ensemble
 from kdedge.models.view import Centre, LowResolution
 from kdedge.recipe import Recipe, View
@@ -32,11 +33,16 @@ def new_parts(recipe: Recipe, name: str, number: int, source: str) -> nn.Paramet
     parts = nn.ParameterDict()
     if not lesson.has_parts:
         return parts
-    student, target = (recipe.dense(name),), (recipe.dense(source),)
+    student, target = _shape(recipe, name, lesson.output), _shape(recipe, source, lesson.target)
     for part_name, part in lesson.parts(len(described.models), student, target).items():
         bound = 1 / math.sqrt(part.inputs) if part.inputs else 0.0
         parts[part_name] = torch.empty(part.shape).uniform_(-bound, bound, generator=generator)
     return parts
+
+
+def _shape(recipe: Recipe, name: str, output: str) -> tuple[int, ...]:
+    """Of a network's dense vector, (width,), or of the maps of a layer, (channels, height, width)."""
+    return (recipe.dense(name),) if output == "dense" else catalog.layers(recipe.models(name)[0])[output]
 
 
 def finished_network(run: store.Run, recipe: Recipe, name: str, stage: str) -> Network:

@@ -111,8 +111,11 @@ def _message(details: ErrorDetails, path: KeyPath) -> str:
     if len(path) == 5 and path[2] == "learns":
         loss = str(details["loc"][4])
         if key == "from" and loss == "cross_entropy":
-            return f"cross_entropy learns from labels, not from {given(value)}; from a network learn with kd or mse"
-        if details["type"] == "missing":
+            others = ", ".join(name for name in LOSSES if name != loss)
+            return (
+                f"cross_entropy learns from labels, not from {given(value)}; losses that learn from a network: {others}"
+            )
+        if key == "from" and details["type"] == "missing":
             return "missing; write the name of the network that is learned from"
         return explain(details, key, LOSSES[loss])
     return explain(details, key, _class_at(path[:-1]))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from kdedge import merge_rules
+from kdedge import layer_rules, merge_rules
 from kdedge.data import catalog as datasets
 from kdedge.losses import LOSSES, OF_CHUNKS, OF_MEMBERS
 from kdedge.losses.lesson import NOT_NETWORKS
@@ -65,6 +65,7 @@ def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Find
     if isinstance(data, dict) and "name" in data and not {("data",), ("data", "name"), ("data", "as")} & {*refused}:
         yield from _images(networks, data["name"], data.get("as"))
         yield from _views(written, datasets.find(data["name"], data.get("as")), refused)
+    yield from layer_rules.check(written, refused)
     yield from merge_rules.check(written, refused, lambda name: _width(name, networks))
     for network in networks.values():
         yield from _peers(network)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,8 @@ def _prepare(
             folder = f"targets/{taught_by.key[:16]}-{seen}"
             if not (work.run.path / folder).is_dir():
                 take_over(work, folder)
-            sources[source] = _outputs(work, stage, source, teacher, work.run.path / folder, settings.epochs)
+            maps = {one.target for one in described.learns if one.what == "features" and source in one.sources}
+            sources[source] = _outputs(work, stage, source, teacher, work.run.path / folder, settings.epochs, maps)
     taught = [
         Taught(
             lesson,
@@ -220,7 +221,9 @@ def _of_members(work: Work, stage: Stage, network: Network) -> dict[str, list[fl
     return {"member_losses": member_losses(network, taught, work.validation)}
 
 
-def _outputs(work: Work, stage: Stage, name: str, network: Network, folder: Path, epochs: int) -> Cached | Live:
+def _outputs(
+    work: Work, stage: Stage, name: str, network: Network, folder: Path, epochs: int, layers: Collection[str] = ()
+) -> Cached | Live:
     """The outputs of the finished network `name` over the views of the network that `stage` trains."""
     began = time.monotonic()
 
@@ -230,4 +233,4 @@ def _outputs(work: Work, stage: Stage, name: str, network: Network, folder: Path
         rate = done * len(network.members) / (time.monotonic() - began)
         work.progress.update(f"outputs of {name}", done, total, f"{rate:,.0f} img/s")
 
-    return targets(network, work.seen_by(stage.network), folder, epochs=epochs, progress=watch)
+    return targets(network, work.seen_by(stage.network), folder, epochs=epochs, progress=watch, layers=layers)

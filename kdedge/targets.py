@@ -6,7 +6,7 @@ they are many the live network runs once a batch, for all siblings together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,14 +42,15 @@ class Live:
     """Outputs computed when they are asked for, in eval mode and without gradients."""
 
     network: Network
+    layers: Collection[str] = ()  # of which it gives the maps too
     needs_images = True
 
     def __call__(self, batch: Batch, images: Tensor | None) -> dict[str, Tensor]:
-        """`dense` and `logits` of a batch of normalised images, float32 [batch, C, H, W]."""
+        """`dense`, `logits` and the maps of `layers` of a batch of normalised images, float32 [batch, C, H, W]."""
         assert images is not None
         with torch.no_grad():
-            dense = self.network.dense(images)
-            return {"dense": dense, "logits": self.network.head(dense)}
+            outputs = self.network.outputs(images, self.layers)
+            return {**outputs, "logits": self.network.head(outputs["dense"])}
 
 
 @dataclass(frozen=True)
@@ -67,21 +68,30 @@ class Rest:
     def __call__(self, batch: Batch, images: Tensor | None) -> dict[str, Tensor]:
         """`dense` and `logits` of a batch of normalised images, float32 [batch, C, H, W]."""
         whole, known = self.whole(batch, images), self.known(batch, images)
-        return {what: whole[what] - known[what] for what in whole}
+        return {what: whole[what] - known[what] for what in ("dense", "logits")}
 
 
 Targets = Cached | Live | Rest
 
 
-def targets(network: Network, data: Samples, folder: Path, *, epochs: int, progress: Progress) -> Cached | Live:
+def targets(
+    network: Network,
+    data: Samples,
+    folder: Path,
+    *,
+    epochs: int,
+    progress: Progress,
+    layers: Collection[str] = (),
+) -> Cached | Live:
     """The outputs of a finished network for training over `epochs`: from `folder`, computed into `folder`, or live.
 
-    They are cached when every view is seen about once or more, and all of them fit in CACHE_LIMIT_BYTES.
+    They are cached when every view is seen about once or more, and all of them fit in CACHE_LIMIT_BYTES. Maps of `layers`
+    are a hundred times as large as a dense vector, so they are never kept.
     """
     network.eval()
     width = network.head.in_features + network.head.out_features
-    if data.views.count > epochs or data.views.count * len(data) * width * 4 > CACHE_LIMIT_BYTES:
-        return Live(network)
+    if layers or data.views.count > epochs or data.views.count * len(data) * width * 4 > CACHE_LIMIT_BYTES:
+        return Live(network, layers)
     device = data.images.device
     if not folder.is_dir():
         outputs = compute(network, data, progress)

@@ -24,6 +24,7 @@ from kdedge.errors import RunError, TrainingError
 from kdedge.fit import Seen, Taught, accuracy, fit, lr_at, member_losses, not_dropped, objective
 from kdedge.losses.adversarial import Adversarial
 from kdedge.losses.dense import MSE
+from kdedge.losses.features import Attention
 from kdedge.losses.logits import KD, CrossEntropy
 from kdedge.models.network import Network, build, build_ensemble
 from kdedge.recipe import Fit
@@ -344,6 +345,24 @@ def test_the_objective_is_the_weighted_sum_of_the_lessons() -> None:
     expected = 0.5 * F.cross_entropy(trained(seen), labels) + 3 * F.mse_loss(trained.dense(seen), teacher["dense"])
     expected += 0.25 * KD_LESSON(trained(seen), teacher["logits"], labels)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_lesson_on_maps_compares_the_layers_that_it_names() -> None:
+    """The student's first layer with the teacher's first, beside a lesson on dense vectors of the same live teacher."""
+    torch.manual_seed(0)
+    student, teacher = (build(["tcn-student-8"], 32, 10) for _ in range(2))
+    lesson = Attention.model_validate({"from": "teacher", "layer": "conv1", "from_layer": "conv1", "weight": 3})
+    batch, data = Batch(torch.arange(5), torch.zeros(5, dtype=torch.int64)), images()
+    source = Live(teacher.eval(), ("conv1",))
+    found = objective(student, [Taught(lesson, source), Taught(MSE_LESSON, source)], data, batch)
+    found.backward()  # type: ignore[no-untyped-call]
+
+    seen = normalise(data.images[batch.samples], INFO)
+    ours, theirs = (network.members[0][:2](seen) for network in (student, teacher))  # type: ignore[index]
+    expected = 3 * lesson(ours, theirs, data.labels[:5]) + F.mse_loss(student.dense(seen), teacher.dense(seen))
+    torch.testing.assert_close(found, expected)
+    assert student.members[0].get_parameter("0.weight").grad is not None
+    assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
 def test_a_live_teacher_answers_once_a_batch_for_all_lessons_and_siblings() -> None:

@@ -366,5 +366,9 @@ def test_gradients(lesson: Lesson) -> None:
     assert torch.autograd.gradcheck(lambda z: lesson(z, target, right), torch.from_numpy(student).requires_grad_())  # type: ignore[arg-type]
 
 
+def test_a_loss_that_has_parts_says_so() -> None:
+    assert [kind for kind in LOSSES.values() if kind.has_parts != (kind.parts is not Lesson.parts)] == []
+
+
 def test_the_table_names_each_loss_as_recipes_do() -> None:
     assert {name: kind.model_fields["loss"].default for name, kind in LOSSES.items()} == {name: name for name in LOSSES}

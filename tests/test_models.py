@@ -14,8 +14,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from exporters.float32 import fold_batch_norm
 from kdedge.models import catalog
 from kdedge.models.layers import ReLUMaxPool
-from kdedge.models.network import BACKBONES, Network, backbone, build, build_ensemble, count_parameters, merged
+from kdedge.models.network import (
+    BACKBONES,
+    Network,
+    backbone,
+    build,
+    build_ensemble,
+    count_parameters,
+    layers_of,
+    merged,
+)
 from kdedge.models.resnet import Residual
+from kdedge.models.view import LowResolution
 from kdedge.variants import load_recipes
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +41,38 @@ def test_catalogue_says_what_is_built(name: str) -> None:
     with torch.no_grad():
         dense = network(torch.zeros(2, *info.image))
     assert (tuple(dense.shape), count_parameters(network)) == ((2, info.dense), info.parameters)
+
+
+@pytest.mark.parametrize("name", EVERY_MODEL)
+def test_catalogue_says_what_layers_give(name: str) -> None:
+    info = catalog.find(name)
+    assert info is not None
+    network = Network([backbone(name)], nn.Linear(info.dense, 10)).eval()
+    layers = catalog.layers(name)
+    assert layers_of(network.members[0]).keys() == layers.keys()
+    with torch.no_grad():
+        outputs = network.outputs(images := torch.rand(2, *info.image), [*layers])
+        assert torch.equal(outputs.pop("dense"), network.dense(images))
+    assert {layer: tuple(maps.shape[1:]) for layer, maps in outputs.items()} == layers
+
+
+def test_what_a_view_leaves_of_the_image_belongs_to_no_layer() -> None:
+    member, images = backbone("tcn-student-8"), torch.rand(2, 1, 28, 28)
+    low = Network([nn.Sequential(LowResolution(14), member)], nn.Linear(32, 10)).eval()
+    expected = Network([member], nn.Linear(32, 10)).eval().outputs(LowResolution(14)(images), ["conv1", "conv2"])
+    found = low.outputs(images, ["conv1", "conv2"])
+    assert all(torch.equal(maps, found[name]) for name, maps in expected.items()) and len(found) == 3
+
+
+def test_a_layer_gives_what_it_gave_when_its_modules_were_through() -> None:
+    """Whatever comes after it writes over nothing, though ReLUs work in place."""
+    network = build(["vgg-student-1"], 512, 10).eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        found = network.outputs(images, ["conv1", "conv2", "conv9"])
+        first = network.members[0][:3](images)  # type: ignore[index]  # convolution, batch norm, ReLU
+        second = network.members[0][:6](images)  # type: ignore[index]  # and again, with pooling
+    assert torch.equal(found["conv1"], first) and torch.equal(found["conv2"], second)
 
 
 def test_every_model_of_the_catalogue_can_be_built_and_no_other() -> None:
@@ -119,8 +161,8 @@ def test_the_record_keeps_within_four_tcn_students() -> None:
     flops = 4 * sum(side**2 * outputs * (2 * 9 * inputs + 2) for side, inputs, outputs in layers) + (2 * head + 1) * 10
     assert (folded, flops) == (81_354, 11_438_090) and folded <= 91_242 and flops <= 12_540_000
 
-    students = load_recipes(ROOT / "recipes" / "tcn4_best.yaml")[0].networks["students"]
-    network = build(students.models, students.dense, 10).eval()
+    recipe = load_recipes(ROOT / "recipes" / "tcn4_best.yaml")[0]
+    network = build(recipe.models("students"), recipe.dense("students"), 10).eval()
     assert count_parameters(fold_batch_norm(network)) == folded
     assert count_flops(network, torch.zeros(1, 1, 28, 28)) == flops
 

@@ -92,6 +92,16 @@ def test_parts_of_a_lesson_depend_on_seed_network_lesson_and_source_and_nothing_
     assert not weights(new_parts(recipe, "students", 0, "labels"))
 
 
+def test_parts_have_the_shapes_of_the_layers_that_the_lesson_compares() -> None:
+    hint = "{from: teacher, loss: fitnet, layer: conv2, from_layer: conv2}"
+    recipe = parse_recipe(
+        "name: a\ndata: {name: fashion-mnist}\nnetworks:\n  teacher: {model: tcn-teacher}\n"
+        f"  student: {{model: tcn-student-8, learns: [{{loss: cross_entropy}}, {hint}]}}\n"
+    )
+    parts = new_parts(recipe, "student", 1, "teacher")
+    assert {name: tuple(part.shape) for name, part in parts.items()} == {"weight": (64, 5), "bias": (64, 1)}
+
+
 def test_parts_are_drawn_as_linear_layers_are() -> None:
     parts = new_parts(parse_recipe(TINY, overrides=[ADVERSARIAL]), "students", 1, "teacher")
     weight = parts["weight1"]

@@ -243,7 +243,7 @@ bench: {threads: true, rounds: 1e3, seconds: .inf}
         "bad.yaml:19: networks.students.learns[1].temperature: unknown key 'temperature'. "
         "Keys: from, weight, drop, what, loss, minus",
         "bad.yaml:20: networks.students.learns[2].from: cross_entropy learns from labels, not from 'teacher'; "
-        "from a network learn with kd or mse",
+        "losses that learn from a network: adversarial, attention, crd, dist, dkd, fitnet, kd, mse, pkt, rkd, sp, vid",
         "bad.yaml:21: networks.students.learns[3]: expected a lesson, such as {from: teacher, loss: kd}, got 5",
         "bad.yaml:22: networks.students.head.fine_tune_epochs: expected a whole number from 0 to 100,000, got -1",
         "bad.yaml:22: networks.students.head.from: unknown network 'techer'; did you mean 'teacher'? "

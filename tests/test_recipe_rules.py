@@ -263,7 +263,7 @@ def test_a_view_leaves_pixels_that_the_images_have(view: str, message: str) -> N
     assert network(f"{{model: kd-student, view: {view}}}") == f"bad.yaml:5: networks.x.view.{message}"
 
 
-@pytest.mark.parametrize("loss", ["sp", "rkd", "pkt"])
+@pytest.mark.parametrize("loss", ["sp", "rkd", "pkt", "crd"])
 def test_relations_compare_dense_vectors_of_any_width(loss: str) -> None:
     lessons = f"[{{from: labels, loss: cross_entropy}}, {{from: t, loss: {loss}}}]"
     narrow = f"  x: {{model: tcn-student-4, learns: {lessons}}}"
@@ -304,3 +304,45 @@ def test_relations_compare_dense_vectors_of_any_width(loss: str) -> None:
 )  # fmt: skip
 def test_what_cannot_be_improved(line: str, message: str) -> None:
     assert network(line).startswith(f"bad.yaml:5: networks.x.{message}")
+
+
+@pytest.mark.parametrize(
+    ("lesson", "message"),
+    [
+        ("from: t, loss: fitnet, layer: conv3, from_layer: conv2",
+         ".layer: tcn-student-4 has no layer 'conv3'; its layers: conv1, conv2"),
+        ("from: t, loss: vid, layer: conv2, from_layer: dense",
+         ".from_layer: tcn-teacher has no layer 'dense'; its layers: conv1, conv2"),
+        ("from: m, loss: attention, layer: conv2, from_layer: conv2",
+         ".from_layer: mlp-9 has no layer 'conv2'; none of its layers has maps"),
+        ("from: [t, m], loss: attention, layer: conv2, from_layer: conv2",
+         ".from_layer: mlp-9 has no layer 'conv2'; none of its layers has maps"),
+        ("from: t, loss: attention, layer: conv1, from_layer: conv2",
+         ".from_layer: 'conv2' of 't' has 12 x 12 maps, 'conv1' of 'x' 26 x 26; use conv1"),
+        ("from: g, loss: fitnet, layer: conv2, from_layer: conv2",
+         ": fitnet compares layers of networks of one model; 'g' is made of several"),
+        ("from: both, loss: vid, layer: conv2, from_layer: conv2",
+         ": vid compares layers of networks of one model; 'both' is made of several"),
+        ("from: t, loss: fitnet, layer: conv2", ".from_layer: missing; write for example `from_layer: conv2`"),
+        ("from: t, loss: fitnet, layer: 2, from_layer: conv2", ".layer: expected a value such as conv2, got 2"),
+        ("from: t, what: dense, loss: vid, layer: conv2, from_layer: conv2", ".what: expected 'features', got 'dense'"),
+    ],
+)  # fmt: skip
+def test_lessons_compare_layers_that_are_there_and_have_maps_of_one_size(lesson: str, message: str) -> None:
+    networks = "  g: {model: tcn-student-4, count: 4, head: {from: t}}\n  m: {model: mlp-9}\n"
+    networks += "  both: {members: [t, m], merge: mean}\n"
+    student = f"  x: {{model: tcn-student-4, learns: [{{loss: cross_entropy}}, {{{lesson}}}]}}\n"
+    assert problems(HEAD + networks + student) == [f"bad.yaml:8: networks.x.learns[1]{message}"]
+
+
+def test_groups_do_not_learn_layers() -> None:
+    lesson = "{from: t, loss: attention, layer: conv2, from_layer: conv2}"
+    assert network(f"{{model: tcn-student-4, count: 4, learns: [{lesson}], head: {{from: t}}}}") == (
+        "bad.yaml:5: networks.x.learns[0]: attention compares layers of networks of one model; 'x' is made of several"
+    )
+
+
+def test_a_group_of_one_learns_layers_and_channels_may_differ() -> None:
+    lesson = "{from: t, loss: fitnet, layer: conv2, from_layer: conv2}"
+    students = f"  x: {{model: tcn-student-1, count: 1, learns: [{lesson}], head: {{from: t}}}}"
+    assert parse_recipe(HEAD + students).networks["x"].is_group

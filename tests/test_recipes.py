@@ -23,6 +23,7 @@ TOTALS = {  # Malik et al. 2021, Table 6
     "codistill": {"teacher": 2_380_938, "students": 283_930},
     "conditional": {"teacher": 2_380_938, "student": 94_650},
     "ensemble": {"teacher": 2_380_938, "second": 2_380_938, "third": 2_380_938, "student": 94_650},
+    "features": {"teacher": 2_380_938, "student": 22_818},
     "kd": {"teacher": 2_380_938, "student": 94_650},
     "kd_alpha": {"teacher": 28_334_410, "student": 62_006},
     "limited": {"teacher": 2_380_938, "student": 94_650},

@@ -65,6 +65,18 @@ def test_the_rest_is_what_one_network_leaves_over_of_another() -> None:
         torch.testing.assert_close(found, first(batch, images)[what] - second(batch, images)[what])
 
 
+def test_maps_of_layers_come_from_the_live_network_and_are_not_kept(tmp_path: Path) -> None:
+    network, samples = build(["tcn-student-8"], 32, 10), data()
+    found = targets(network, samples, tmp_path / "kept", epochs=5, progress=quiet, layers={"conv2"})
+    assert isinstance(found, Live) and not (tmp_path / "kept").exists()
+    batch = Batch(torch.arange(3), torch.zeros(3, dtype=torch.int64))
+    seen = samples.seen(batch.samples, batch.views)
+    outputs = found(batch, seen)
+    assert outputs.keys() == {"dense", "logits", "conv2"} and not outputs["conv2"].requires_grad
+    assert torch.equal(outputs["conv2"], network.members[0][:4](seen))  # type: ignore[index]
+    assert torch.equal(outputs["logits"], network(seen))
+
+
 def test_outputs_carry_no_gradient() -> None:
     network, samples = teacher().eval(), data()
     batch = Batch(torch.arange(4), torch.zeros(4, dtype=torch.int64))

@@ -101,6 +101,16 @@ class Lesson(BaseModel):
         return {}
 
     @property
+    def output(self) -> str:
+        """Which of the student's outputs it compares: dense, logits, or a layer."""
+        return self.what
+
+    @property
+    def target(self) -> str:
+        """Which of its source's outputs it compares that with."""
+        return self.what
+
+    @property
     def parts_lr(self) -> float:
         """Factor of the learning rate for its parts."""
         return 1.0

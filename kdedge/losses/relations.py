@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from kdedge.losses.lesson import Factor, Lesson
+from pydantic import Field
+
+from kdedge.losses.lesson import Factor, Lesson, Part, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +43,42 @@ class RKD(Lesson):
         """Scalar from student and target, float [batch, any width]; `labels` are not looked at."""
         ours, theirs = _relations(student), _relations(target)
         return self.distance * _huber(ours[0] - theirs[0]) + self.angle * _huber(ours[1] - theirs[1])
+
+
+class CRD(Lesson):
+    """Contrastive distillation: of all images of other classes in the batch, the teacher's image is nearest the student's.
+
+    After Tian et al. 2020. Both dense vectors are projected linearly to `width` and scaled to length 1; the projections
+    learn along. The paper tells the right pair from 16,384 images in a memory bank; here the negatives are the other
+    images of the batch, of other classes, and the choice among them is a softmax of the cosines by `temperature` (van den
+    Oord et al. 2018, Eq. 4), once of the student's image among the teacher's and once the other way, summed.
+    """
+
+    same_width = False
+    has_parts = True
+    what: Literal["dense"] = "dense"
+    loss: Literal["crd"] = "crd"
+    temperature: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 0.07
+    width: Annotated[int, Field(ge=1, le=65_536)] = 128
+
+    def parts(self, members: int, student: Shape, target: Shape) -> dict[str, Part]:
+        """The two projections."""
+        return {
+            "student_weight": Part((self.width, student[0]), student[0]),
+            "student_bias": Part((self.width,)),
+            "target_weight": Part((self.width, target[0]), target[0]),
+            "target_bias": Part((self.width,)),
+        }
+
+    def __call__(self, student: Tensor, target: Tensor, labels: Tensor, **parts: Tensor) -> Tensor:
+        """Scalar from student and target, float [batch, any width], and labels, int64 [batch]."""
+        ours = _rows_of_length_1(student @ parts["student_weight"].T + parts["student_bias"])
+        theirs = _rows_of_length_1(target @ parts["target_weight"].T + parts["target_bias"])
+        same_class = labels.unsqueeze(1) == labels
+        same_class.fill_diagonal_(False)
+        similarity = (ours @ theirs.T / self.temperature).masked_fill(same_class, float("-inf"))
+        chosen = similarity.diagonal()
+        return (similarity.logsumexp(0) + similarity.logsumexp(1) - 2 * chosen).mean()
 
 
 class PKT(Lesson):

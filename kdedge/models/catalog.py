@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+Shape = tuple[int, int, int]  # channels, height, width
+
 
 @dataclass(frozen=True)
 class ModelInfo:
     """Facts about one model: what it sees, the width of its dense vector, and its size."""
 
-    image: tuple[int, int, int]  # channels, height, width
+    image: Shape
     dense: int  # width of the dense vector, which is the input of the head
     parameters: int  # of the backbone, without a head
     source: str
@@ -48,6 +50,25 @@ MODELS = {
     "resnet50": ModelInfo(_CIFAR, 2048, 23_500_352, f"ResNet-50, {_SLIDES}"),
 }
 
+_MAPS = {  # channels x side of what conv1, conv2 and so on give
+    "tcn-teacher": "32x26 64x12",
+    "tcn-student-1": "64x26 16x12",
+    "tcn-student-1x": "64x26 34x12",
+    "tcn-student-2": "64x26 8x12",
+    "tcn-student-4": "32x26 8x12",
+    "tcn-student-8": "8x26 5x12",
+    "tcn-student-4x": "64x26 16x12",
+    "kd-student": "64x26 16x12",
+    "compact-4": "8x14 16x14 16x7 32x7 32x3",
+    "lenet5": "6x14 16x5",
+    "vgg13-bn": "64x32 64x16 128x16 128x8 256x8 256x4 512x4 512x2 512x2 512x1",
+    "vgg16-bn": "64x32 64x16 128x16 128x8 256x8 256x8 256x4 512x4 512x4 512x2 512x2 512x2 512x1",
+    "vgg-student-1": "32x32 32x16 64x16 64x8 128x8 128x4 256x4 256x2 512x1",
+    "vgg-student-2": "32x32 32x16 64x16 64x8 128x8 128x4 256x4 256x1",
+    "vgg-student-4": "32x16 32x8 64x8 64x4 128x4 128x2 128x2 128x1",
+    "vgg-student-8": "32x32 32x16 32x16 32x8 32x8 64x4 64x4 64x2 64x2 64x2 64x1",
+}
+
 FAMILIES = {  # how the names of their models are written, and one of each
     "mlp-H": "mlp-300",
     "resnet-A-B-C-D": "resnet-1-1-1-1",
@@ -70,6 +91,20 @@ def find(name: str) -> ModelInfo | None:
     if (blocks := resnet_blocks(name)) is not None:
         return _resnet(blocks[0])
     return None
+
+
+def layers(name: str) -> dict[str, Shape]:
+    """The layers of a model that give maps, by name, and the shape of their maps: convolutions, and residual blocks.
+
+    Each is meant with all that follows it, such as batch norm, ReLU and pooling, up to the next one. There are none in an
+    MLP, and none are known of a model that does not exist.
+    """
+    if name == "resnet50":
+        return _residual((3, 4, 6, 3), 1, expansion=4)
+    if (blocks := resnet_blocks(name)) is not None:
+        return _residual(*blocks)
+    sizes = [tuple(map(int, size.split("x"))) for size in _MAPS.get(name, "").split()]
+    return {f"conv{n}": (channels, side, side) for n, (channels, side) in enumerate(sizes, 1)}
 
 
 def mlp_hidden(name: str) -> int | None:
@@ -100,7 +135,18 @@ def _resnet(blocks: tuple[int, ...]) -> ModelInfo:
     return ModelInfo(_CIFAR, channels, parameters, f"ResNet of basic blocks, {_SLIDES}")
 
 
-def names(image: tuple[int, int, int] | None = None) -> list[str]:
+def _residual(blocks: tuple[int, ...], stem_stride: int, expansion: int = 1) -> dict[str, Shape]:
+    """conv1 with its max-pool, and block1, block2 and so on; each stage but the first begins with a stride of 2."""
+    side = 16 // stem_stride
+    layers: dict[str, Shape] = {"conv1": (64, side, side)}
+    for stage, count in enumerate(blocks):
+        side = (side + 1) // 2 if stage and count else side
+        for _ in range(count):
+            layers[f"block{len(layers)}"] = ((64 << stage) * expansion, side, side)
+    return layers
+
+
+def names(image: Shape | None = None) -> list[str]:
     """The names to suggest and to list, a family's as a pattern; with `image`, of those that see images of that shape."""
     models = {**MODELS, **{pattern: find(one) for pattern, one in FAMILIES.items()}}
     return [name for name, info in models.items() if info and image in (None, info.image)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -48,6 +48,17 @@ class Network(nn.Module):
             return dense
         chunks = [member(images) for member in self.members]
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks, 1)
+
+    def outputs(self, images: Tensor, layers: Collection[str] = ()) -> dict[str, Tensor]:
+        """`dense`, and of a network of one member what these of its layers give, float [batch, channels, H, W]."""
+        if not layers:
+            return {"dense": self.dense(images)}
+        (member,) = self.members
+        ends, found, x = layers_of(member), {}, images
+        for number, module in enumerate(_in_order(member)):
+            x = module(x)
+            found.update({name: x for name in layers if ends[name] == number})
+        return {**found, "dense": x}
 
     def forward(self, images: Tensor) -> Tensor:
         """Float [batch, C, H, W], normalised, to logits, float [batch, classes]."""
@@ -185,6 +196,30 @@ def backbone(name: str) -> nn.Module:
     if (blocks := resnet_blocks(name)) is not None:
         return resnet.resnet(*blocks)
     return BACKBONES[name]()  # type: ignore[no-untyped-call]
+
+
+def layers_of(member: nn.Module) -> dict[str, int]:
+    """The layers of a backbone by their names, and which of its modules each ends with, counted from 0.
+
+    A layer is a convolution (conv1, conv2 and so on) or a residual block (block1 and so on) with all that follows it, batch
+    norm, ReLU and pooling, up to the next one or to where the maps are averaged or flattened.
+    """
+    ends: dict[str, int] = {}
+    name = None  # of the layer that the module belongs to; what a view leaves of the image belongs to none
+    for number, module in enumerate(_in_order(member)):
+        if isinstance(module, nn.Flatten | nn.AdaptiveAvgPool2d):
+            break
+        if isinstance(module, nn.Conv2d | resnet.Residual):
+            kind = "conv" if isinstance(module, nn.Conv2d) else "block"
+            name = f"{kind}{1 + sum(other.startswith(kind) for other in ends)}"
+        if name is not None:
+            ends[name] = number
+    return ends
+
+
+def _in_order(module: nn.Module) -> list[nn.Module]:
+    """The modules that an image goes through, one after the other."""
+    return [one for child in module for one in _in_order(child)] if isinstance(module, nn.Sequential) else [module]
 
 
 def build(models: Sequence[str], dense: int, classes: int) -> Network:
