@@ -24,13 +24,12 @@ from pydantic import (
 from kdedge.data import catalog as datasets
 from kdedge.losses import LOSSES, OF_MEMBERS, Lesson
 from kdedge.losses.dense import MSE
-from kdedge.losses.lesson import FromList
+from kdedge.losses.lesson import ClassName, FromList
 from kdedge.losses.logits import CrossEntropy
 from kdedge.merge_rules import split_name
 from kdedge.models import catalog
 from kdedge.recipe_rules import MAX_MEMBERS
 from kdedge.recipe_values import (
-    ClassName,
     DatasetName,
     ModelName,
     NetworkName,

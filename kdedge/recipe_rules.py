@@ -6,12 +6,12 @@ hides nothing in another. Each yields (where, message) pairs.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from kdedge import layer_rules, merge_rules
+from kdedge import data_rules, layer_rules, merge_rules
 from kdedge.data import catalog as datasets
 from kdedge.losses import LOSSES, OF_CHUNKS, OF_MEMBERS
 from kdedge.losses.lesson import NOT_NETWORKS
@@ -64,7 +64,7 @@ def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Find
     data = recipe.get("data")
     if isinstance(data, dict) and "name" in data and not {("data",), ("data", "name"), ("data", "as")} & {*refused}:
         yield from _images(networks, data["name"], data.get("as"))
-        yield from _views(written, datasets.find(data["name"], data.get("as")), refused)
+        yield from data_rules.check(written, datasets.find(data["name"], data.get("as")), refused)
     yield from layer_rules.check(written, refused)
     yield from merge_rules.check(written, refused, lambda name: _width(name, networks))
     for network in networks.values():
@@ -198,43 +198,6 @@ def _images(networks: dict[str, _Network], dataset: str, as_: datasets.As | None
             if (sees := _info(model).image) != shape:
                 other = "; or write as: rgb32 in `data`" if (shape, sees) == ((1, 28, 28), (3, 32, 32)) else ""
                 yield at, f"{model} sees {_by(sees)} images, {name} has {_by(shape)}; models for it: {fits}{other}"
-
-
-def _views(written: dict[str, Any], data: datasets.DatasetInfo, refused: Collection[KeyPath]) -> Iterator[Finding]:
-    """What a view leaves is in the dataset: its classes, and the pixels of its images."""
-    for name, network in written.items():
-        view = network.get("view") if isinstance(network, dict) else None
-        if not isinstance(view, dict):
-            continue
-        at: KeyPath = ("networks", name, "view")
-        right = {key: value for key, value in view.items() if value is not None and (*at, key) not in refused}
-        side = data.shape[-1]
-        if "resize" in right and (side % right["resize"] or right["resize"] == side):
-            fits = ", ".join(str(n) for n in range(side - 1, 0, -1) if side % n == 0)
-            yield (*at, "resize"), f"{side} pixels are not {right['resize']} blocks of two or more; use {fits}"
-        if "centre" in right and right["centre"] >= side:
-            yield (
-                (*at, "centre"),
-                f"of images of {side} x {side} expected 1 to {side - 1} pixels, got {right['centre']}",
-            )
-        yield from _classes((*at, "classes"), right.get("classes", ()), data, refused)
-
-
-def _classes(
-    at: KeyPath, classes: Sequence[str | int], data: datasets.DatasetInfo, refused: Collection[KeyPath]
-) -> Iterator[Finding]:
-    seen = set()
-    for n, one in enumerate(classes):
-        if (*at, n) in refused:
-            continue
-        if isinstance(one, str) and one not in data.classes:
-            yield (*at, n), unknown("class", one, data.classes)
-        elif isinstance(one, int) and not 0 <= one < len(data.classes):
-            yield (*at, n), f"expected a class from 0 to {len(data.classes) - 1}, got {one}"
-        elif (number := data.class_number(one)) in seen:
-            yield (*at, n), f"{one!r} is in the list twice"
-        else:
-            seen.add(number)
 
 
 def _chunks(network: _Network, networks: dict[str, _Network]) -> Iterator[Finding]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, StringConstraints, Tag
+from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag
 
 from kdedge.data.catalog import DATASETS
 from kdedge.losses.lesson import NOT_NETWORKS, FromList, one_or_list
 from kdedge.models import catalog
 from kdedge.recipe_rules import MAX_MEMBERS
-from kdedge.wording import given, unknown
+from kdedge.wording import unknown
 
 
 def _known_dataset(name: str) -> str:
@@ -23,12 +23,6 @@ def _known_model(name: str) -> str:
     if catalog.find(name) is None:
         raise ValueError(unknown("model", name, catalog.names()))
     return name
-
-
-def _name_or_number(value: object) -> object:
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        raise ValueError(f"expected the name or the number of a class, got {given(value)}")
-    return value
 
 
 def _not_reserved(name: str) -> str:
@@ -47,7 +41,6 @@ ModelName = Annotated[
     AfterValidator(_known_model),
     Field(description=f"one of {', '.join(catalog.names())}", examples=[*catalog.MODELS]),
 ]
-ClassName = Annotated[str | int, BeforeValidator(_name_or_number)]
 MemberModels = Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=MAX_MEMBERS), FromList]
 OneOrMoreModels = Annotated[
     Annotated[ModelName, Tag("one")] | Annotated[MemberModels, Tag("list")], Discriminator(one_or_list)

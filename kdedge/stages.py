@@ -12,11 +12,12 @@ from typing import Any
 
 from kdedge import store
 from kdedge.data.batches import Samples, Views, stable_seed
+from kdedge.data.catalog import DatasetInfo
 from kdedge.errors import Interrupted
 from kdedge.fit import Seen, Taught, accuracy, fit, member_losses
 from kdedge.losses import Lesson
 from kdedge.losses.dense import MSE
-from kdedge.losses.logits import CrossEntropy
+from kdedge.losses.logits import KD, CrossEntropy
 from kdedge.merge_rules import split_name
 from kdedge.models.network import Network, count_parameters, merged
 from kdedge.networks import finished_network, new_network, new_parts, with_new_members
@@ -175,10 +176,17 @@ def _prepare(
             _learned(lesson, source, sources),
             new_parts(work.recipe, stage.network, number, source).to(device),
         )
-        for number, lesson in enumerate(lesson.share() for lesson in described.learns)
+        for number, lesson in enumerate(_numbered(lesson.share(), work.train.info) for lesson in described.learns)
         for source in lesson.sources
     ]
     return network, settings, taught, None, known
+
+
+def _numbered(lesson: Lesson, data: DatasetInfo) -> Lesson:
+    """The lesson with the numbers of the classes that it names."""
+    if not isinstance(lesson, KD) or lesson.classes is None:
+        return lesson
+    return lesson.model_copy(update={"classes": tuple(map(data.class_number, lesson.classes))})
 
 
 def _learned(lesson: Lesson, source: str, outputs: Mapping[str, Cached | Live]) -> Targets | None:

@@ -16,7 +16,16 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
     {"data", "models", "losses", "devices", "statistics", "yaml_reader", "wording"},
-    {"recipe", "recipe_values", "recipe_rules", "layer_rules", "merge_rules", "recipe_reader", "variants"},
+    {
+        "recipe",
+        "recipe_values",
+        "recipe_rules",
+        "data_rules",
+        "layer_rules",
+        "merge_rules",
+        "recipe_reader",
+        "variants",
+    },
     {"plan"},
     {"fit", "targets", "networks", "store", "progress", "machine"},
     {"distillation", "stages", "deployment", "validate", "benchmark", "bench_report", "comparison"},

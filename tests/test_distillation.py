@@ -320,6 +320,17 @@ def test_one_member_of_an_ensemble_can_be_taken_out(copied: Path, data_dir: Path
         assert torch.equal(second.members[0].get_parameter(f"1.{name}"), both[f"members.1.1.{name}"])
 
 
+def test_classes_have_names_in_a_recipe_and_numbers_in_a_lesson(copied: Path, data_dir: Path) -> None:
+    """Two ways to write the same lesson teach the same."""
+    lesson = "networks.students.learns=[{{from: teacher, loss: mse}}, {{from: teacher, loss: kd, classes: {}}}]"
+    found = []
+    for name, classes in (("names", "[Shirt, Bag, Coat]"), ("numbers", "[6, 8, 4]")):
+        recipe = parse_recipe(TINY, overrides=[f"name={name}", lesson.format(classes)])
+        run = distill(recipe, runs=copied, data_dir=data_dir, device="cpu")
+        found.append((run.stage(STUDENTS) / "weights.safetensors").read_bytes())
+    assert found[0] == found[1]
+
+
 def test_a_deleted_stage_is_made_anew_with_the_same_bytes(copied: Path, finished: Path, data_dir: Path) -> None:
     shutil.rmtree(stage_folder(copied, STUDENTS))
     shutil.rmtree(copied / "tiny" / "targets")

@@ -110,6 +110,25 @@ def test_kd_from_several_networks_is_kd_from_the_mean_of_their_softened_outputs(
     assert found == pytest.approx(2 * (blend if form == "blend" else summed), rel=1e-12)
 
 
+@pytest.mark.parametrize("form", ["sum", "blend"])
+def test_kd_among_some_classes_is_kd_as_if_there_were_no_others(form: str) -> None:
+    """Of the images of these classes alone; the mean is still over all images, here 7 of which 3 are of them."""
+    student, teacher, labels = drawn()
+    some, images = [6, 2, 9, 3], [2, 3, 6]  # the label of image n is n
+    inside = [logits[np.ix_(images, some)] for logits in (student, teacher)]
+    soft = cross_entropy(probabilities(inside[1], 3), probabilities(inside[0], 3))
+    own = onehot(np.array([1, 3, 0]), 4)
+    blend = cross_entropy(0.7 * probabilities(inside[1], 3) + 0.3 * own, probabilities(inside[0], 3))
+    summed = 0.7 * 9 * soft + 0.3 * cross_entropy(own, probabilities(inside[0]))
+    found = loss_of(taught(KD, temperature=3, alpha=0.7, form=form, classes=some), student, teacher, labels)
+    assert found == pytest.approx(3 / 7 * (blend if form == "blend" else summed), rel=1e-12)
+
+
+def test_kd_among_classes_that_no_image_has_is_0() -> None:
+    student, teacher, labels = drawn()
+    assert loss_of(taught(KD, classes=[8, 9]), student, teacher, labels) == 0
+
+
 def test_kd_standardized_is_its_formula() -> None:
     """Sun et al. 2024: z-scores in the softened part, the student's own logits against the labels."""
     student, teacher, labels = drawn()
@@ -257,6 +276,13 @@ def test_kd_by_hand_where_the_teacher_is_wrong() -> None:
     )
 
 
+def test_kd_among_two_classes_by_hand() -> None:
+    """Of logits log 3, 0 and whatever, the student's 0 and 0: the teacher gives 3/4 and 1/4, the student a half each."""
+    student, teacher = np.array([[0.0, 5.0, 0.0]]), np.array([[math.log(3), -7.0, 0.0]])
+    found = loss_of(taught(KD, temperature=1, alpha=1, classes=[0, 2]), student, teacher, np.array([2]))
+    assert found == pytest.approx(math.log(2))
+
+
 def test_dkd_by_hand() -> None:
     """Two classes: there is one other class, so nothing to decide among the others, and KL over two is left."""
     p, q = 0.9, ROOT / (ROOT + 1)
@@ -348,6 +374,7 @@ def test_large_logits_give_finite_losses() -> None:
         taught(KD, temperature=3, alpha=1.0),
         taught(KD, temperature=3, alpha=0.6, form="blend"),
         taught(KD, temperature=3, alpha=0.6, trust="right"),
+        taught(KD, temperature=3, alpha=0.6, classes=[0, 2, 3]),
         taught(KD, temperature=3, alpha=0.6, trust="confidence", standardize=True),
         taught(DKD, temperature=3),
         taught(DIST, temperature=3),

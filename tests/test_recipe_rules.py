@@ -181,6 +181,27 @@ def test_members_of_a_group_that_learns_the_rest_are_not_improved() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("[Shirt, Coat, 9]", ""),
+        ("[Shirt, Cote]", "classes[1]: unknown class 'Cote'. Classes: T-shirt"),
+        ("[1, 10]", "classes[1]: expected a class from 0 to 9, got 10"),
+        ("[Coat, 3, 4]", "classes[2]: 4 is in the list twice"),
+        ("[Coat, true]", "classes[1]: expected the name or the number of a class, got true"),
+        ("[Coat]", "classes: among one class there is nothing to compare; name two or more"),
+        ("[]", "classes: empty; write for example `classes: [Shirt, Coat]`"),
+        ("Coat", "classes: expected a value such as [Shirt, Coat], got 'Coat'"),
+    ],
+)
+def test_a_lesson_compares_classes_of_the_dataset(classes: str, message: str) -> None:
+    text = f"{HEAD}  x: {{model: mlp-9, learns: [{{from: t, loss: kd, classes: {classes}}}]}}\n"
+    if message:
+        assert problem(text).startswith(f"bad.yaml:5: networks.x.learns[0].{message}")
+    else:
+        parse_recipe(text)
+
+
 def test_logits_need_a_teacher() -> None:
     assert network("{model: kd-student, learns: [{from: t, loss: mse}]}") == (
         "bad.yaml:5: networks.x: nothing teaches its logits; write head: {from: t}, or add a lesson: cross_entropy, dist, dkd, kd"

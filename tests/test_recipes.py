@@ -20,9 +20,9 @@ EVERY_RUN = [recipe for path in RECIPES for recipe in load_recipes(path)]
 VGG = {"teacher": 14_728_266, "one": 2_623_146, "two": 2_485_066, "four": 2_405_514, "eight": 1_942_026}
 TOTALS = {  # Malik et al. 2021, Table 6
     "born_again": {"first": 94_650, "second": 94_650, "third": 94_650, "generations": 283_930},
-    "codistill": {"teacher": 2_380_938, "students": 283_930},
+    "codistill": {"teacher": 2_380_938, "students": 283_930, "one": 94_650},
     "conditional": {"teacher": 2_380_938, "student": 94_650},
-    "ensemble": {"teacher": 2_380_938, "second": 2_380_938, "third": 2_380_938, "student": 94_650},
+    "ensemble": {**dict.fromkeys(("teacher", "second", "third", "tops", "shoes"), 2_380_938), "student": 94_650},
     "features": {"teacher": 2_380_938, "student": 22_818},
     "kd": {"teacher": 2_380_938, "student": 94_650},
     "kd_alpha": {"teacher": 28_334_410, "student": 62_006},

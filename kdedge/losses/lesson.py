@@ -16,6 +16,8 @@ from pydantic import (
     model_serializer,
 )
 
+from kdedge.wording import given
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -26,6 +28,15 @@ NOT_NETWORKS = ("labels", "peers")  # what `from` may name beside networks; peer
 
 # YAML and JSON have lists, frozen classes have tuples.
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+
+def _name_or_number(value: object) -> object:
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise ValueError(f"expected the name or the number of a class, got {given(value)}")
+    return value
+
+
+ClassName = Annotated[str | int, BeforeValidator(_name_or_number)]
 
 
 def one_or_list(value: object) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from kdedge.losses.lesson import Factor, Lesson
+from kdedge.losses.lesson import ClassName, Factor, FromList, Lesson
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,9 @@ class KD(Lesson):
     label (conditional teacher-student learning, Meng et al. 2019), `confidence` by its largest probability, and `error` by
     the probability that it gives the label, which is exp(-CE) of its own error (after Kim et al. 2019). `standardize`
     compares logits as z-scores over the classes of a sample (Sun et al. 2024).
+
+    With `classes`, it is all of this among those classes, as if there were no others: what a specialist for them can teach
+    (after Hinton et al. 2015, section 5). Images of other classes count as 0 in the mean over the batch.
     """
 
     what: Literal["logits"] = "logits"
@@ -50,16 +53,27 @@ class KD(Lesson):
     form: Literal["sum", "blend"] = "sum"
     trust: Literal["always", "right", "confidence", "error"] = "always"
     standardize: bool = False
+    classes: Annotated[tuple[ClassName, ...], FromList, Field(min_length=1)] | None = Field(
+        None, description="compare among these classes alone, by name or number", examples=[["Shirt", "Coat"]]
+    )
 
     def __call__(self, student: Tensor, target: Tensor, labels: Tensor) -> Tensor:
-        """Scalar from student and teacher logits, float [batch, classes], and labels, int64 [batch]."""
+        """Scalar from student and teacher logits, float [batch, classes], and labels, int64 [batch]. Here `classes` are
+        numbers."""
+        counts: Tensor | float = 1.0
+        if self.classes is not None:
+            columns = labels.new_tensor(self.classes)
+            its_class = labels.unsqueeze(1) == columns
+            student, target, labels = student[:, columns], target[:, columns], its_class.int().argmax(1)
+            counts = its_class.any(1).to(student.dtype)
         T, alpha = self.temperature, self.alpha * self._trusted(target, labels)
         compared = (_z_scores(student), _z_scores(target)) if self.standardize else (student, target)
         soft_log_p = (compared[0] / T).log_softmax(1)
         soft = -((compared[1] / T).softmax(1) * soft_log_p).sum(1)
         hard_log_p = soft_log_p if self.form == "blend" else student.log_softmax(1)
         hard = -hard_log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
-        return (alpha * (T * T if self.form == "sum" else 1.0) * soft + (1 - alpha) * hard).mean()
+        losses: Tensor = alpha * (T * T if self.form == "sum" else 1.0) * soft + (1 - alpha) * hard
+        return (counts * losses).mean()
 
     def _trusted(self, target: Tensor, labels: Tensor) -> Tensor | float:
         """Factor of alpha for each sample, float [batch] from 0 to 1."""
