@@ -21,7 +21,7 @@ from kdedge.data.catalog import DATASETS, DatasetInfo
 ROOT = Path(__file__).parent.parent
 
 # All that networks of ours become; above all no BatchNormalization, and no arithmetic on shapes.
-OPERATORS = {"DequantizeLinear", "Conv", "Relu", "MaxPool", "Add", "ReduceMean", "Reshape", "Gemm", "Concat"}
+OPERATORS = {"DequantizeLinear", "Conv", "Relu", "MaxPool", "Add", "AveragePool", "Reshape", "Gemm", "Concat"}
 
 
 def exported(module: nn.Module, info: DatasetInfo) -> onnx.ModelProto:

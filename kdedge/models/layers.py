@@ -21,6 +21,14 @@ class ReLUMaxPool(nn.Module):
         return F.relu(F.max_pool2d(x, 2), inplace=True)
 
 
+class GlobalMean(nn.Module):
+    """The mean over the image, as a pooling of its size: that one int8 runtimes have, a mean over axes they have not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [batch, channels, H, W] to [batch, channels, 1, 1]."""
+        return F.avg_pool2d(x, (x.shape[2], x.shape[3]))
+
+
 def relu() -> nn.ReLU:
     """ReLU that overwrites its input: no layer of ours needs the values before it, and memory is what limits a CPU."""
     return nn.ReLU(inplace=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdedge.models.layers import relu
+from kdedge.models.layers import GlobalMean, relu
 
 
 class Residual(nn.Module):
@@ -39,7 +39,7 @@ def resnet(blocks: Sequence[int], stem_stride: int = 1, *, bottleneck: bool = Fa
             block = _bottleneck if bottleneck else _basic
             layers.append(block(channels, width := 64 << stage, 2 if stage and not number else 1))
             channels = 4 * width if bottleneck else width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*layers, GlobalMean(), nn.Flatten())
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:

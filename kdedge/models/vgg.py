@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from kdedge.models.layers import convolutions, relu
+from kdedge.models.layers import GlobalMean, convolutions, relu
 
 
 def vgg(spec: str, dense: int | None) -> nn.Sequential:
@@ -16,7 +16,7 @@ def vgg(spec: str, dense: int | None) -> nn.Sequential:
     Float [batch, 3, 32, 32] to [batch, dense or the last number of filters].
     """
     layers, channels = convolutions(3, spec)
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers += [GlobalMean(), nn.Flatten()]
     if dense is not None:
         layers.append(nn.Linear(channels, dense))
     return nn.Sequential(*layers)
