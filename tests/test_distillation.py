@@ -408,6 +408,23 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(finished: Path, data_d
     assert tree(tmp_path) == tree(finished)
 
 
+def test_lessons_with_parts_go_on_from_where_they_were_killed_and_leave_no_part_behind(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    text = TINY.replace(
+        "learns: [{from: teacher, what: dense, loss: mse}]", "learns: [{from: teacher, loss: adversarial}]"
+    )
+    assert text != TINY and run_alone(tmp_path / "whole", data_dir, text=text) == ""
+    for starts in range(1, 20):
+        if (said := run_alone(tmp_path / "killed", data_dir, heard=Heard(at=5), text=text)) is not None:
+            break
+    assert said == "" and starts > 2
+    assert trained(tmp_path / "killed") == trained(tmp_path / "whole")
+    file = stage_folder(tmp_path / "whole", STUDENTS) / "weights.safetensors"
+    names = load_tensors(file, sha256(file))
+    assert {name.split(".")[0] for name in names} == {"members", "head"}
+
+
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(finished: Path, data_dir: Path, tmp_path: Path) -> None:
     moments = random.Random(0)
     began = time.monotonic()

@@ -70,16 +70,16 @@ class Attention(Features):
 class VID(Features):
     """Variational information distillation: the teacher's maps are drawn around what the student's maps predict of them.
 
-    Ahn et al. 2019, Eqs. 5 and 6: the Gaussian's mean is three 1x1 convolutions of the student's maps and its variance is
-    one number a channel, softplus of what is learned, 5 in the beginning, as in the benchmark of Tian et al. 2020. The loss
-    is the negative logarithm of the density, without its constant, as a mean over all values.
+    Ahn et al. 2019, in the form of the authors' code: the Gaussian's mean is three 1x1 convolutions of the student's maps,
+    and its variance is one number a channel, softplus of what is learned, 5 in the beginning. The loss is the negative
+    logarithm of the density, without its constant, as a mean over all values.
     """
 
     has_parts = True
     loss: Literal["vid"] = "vid"
 
     def parts(self, members: int, student: Shape, target: Shape) -> dict[str, Part]:
-        """The three convolutions, without bias, and by how much the variance's logit exceeds that of 5."""
+        """The three convolutions, without bias, and by how much what is learned of the variance exceeds that of 5."""
         channels = target[0]
         layers = {"weight0": Part((channels, student[0]), student[0])}
         layers |= {f"weight{n}": Part((channels, channels), channels) for n in (1, 2)}
@@ -98,7 +98,7 @@ class VID(Features):
     ) -> Tensor:
         """Scalar from the maps of student and target; `labels` are not looked at."""
         hidden = (weight1 @ (weight0 @ student.flatten(2)).relu()).relu()
-        variance = (variance + math.log(math.expm1(5))).logaddexp(variance.new_zeros(())) + 1e-5
+        variance = (variance + math.log(math.expm1(5 - 1e-5))).logaddexp(variance.new_zeros(())) + 1e-5
         return 0.5 * ((target.flatten(2) - weight2 @ hidden).square() / variance + variance.log()).mean()
 
 
