@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdedge.models import compact, lenet, mlp, resnet, tcn, vgg
 from kdedge.models.catalog import mlp_hidden, resnet_blocks
+from kdedge.models.layers import GlobalMean
 
 BACKBONES = {
     **tcn.BACKBONES,
@@ -207,7 +208,7 @@ def layers_of(member: nn.Module) -> dict[str, int]:
     ends: dict[str, int] = {}
     name = None  # of the layer that the module belongs to; what a view leaves of the image belongs to none
     for number, module in enumerate(_in_order(member)):
-        if isinstance(module, nn.Flatten | nn.AdaptiveAvgPool2d):
+        if isinstance(module, nn.Flatten | GlobalMean):
             break
         if isinstance(module, nn.Conv2d | resnet.Residual):
             kind = "conv" if isinstance(module, nn.Conv2d) else "block"
