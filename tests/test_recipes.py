@@ -40,6 +40,7 @@ TOTALS = {  # Malik et al. 2021, Table 6
     "tcn4_gan": {"teacher": 2_380_938, "students": 91_242},
     "tcn4_improved": {"teacher": 2_380_938, "students": 281_970},
     "tcn4_joint": {"teacher": 2_380_938, "students": 91_242},
+    "weighted": {"teacher": 2_380_938, "student": 94_650},
 }
 
 
