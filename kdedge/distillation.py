@@ -98,7 +98,8 @@ def summary(run: store.Run) -> dict[str, Any]:
     for stage, record in zip(run.stages, records, strict=True):
         said = networks.setdefault(stage.network, {"name": stage.network})
         said |= {key: record[key] for key in ("parameters", "models", "replaced", "member_losses") if key in record}
-        said["validation_accuracy"] = record["history"][-1]["validation_accuracy"]
+        if "history" in record:
+            said["validation_accuracy"] = record["history"][-1]["validation_accuracy"]
     return {
         "recipe": run.name,
         "run": str(run.path),

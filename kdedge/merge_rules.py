@@ -7,7 +7,16 @@ from typing import Any
 
 from kdedge.wording import KeyPath
 
-TRAINED = ("count", "split", "learns", "fit", "view", "improve", "head")  # keys of a network that is trained
+TRAINED = (
+    "count",
+    "split",
+    "learns",
+    "fit",
+    "view",
+    "improve",
+    "head",
+    "impressions",
+)  # keys of a network that is trained
 
 
 def check(

@@ -15,7 +15,8 @@ from kdedge.errors import RunError
 from kdedge.models import catalog
 from kdedge.models.network import Network, backbone, build, build_ensemble
 from kdedge.models.view import Centre, LowResolution
-from kdedge.recipe import Recipe, View
+from kdedge.recipe import Recipe
+from kdedge.recipe_images import View
 
 
 def new_network(recipe: Recipe, name: str) -> Network:

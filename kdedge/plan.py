@@ -13,13 +13,14 @@ from typing import Any, Literal
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import DataError
 from kdedge.models.catalog import find
-from kdedge.recipe import Data, Recipe
+from kdedge.recipe import Recipe
+from kdedge.recipe_images import Data
 
 # Part of every key. Raise it when the meaning of a stage changes: a new initialisation, order of batches, view, loss.
 TRAINING_FORMAT = 1
 
 
-Kind = Literal["fit", "merge", "improve", "fine-tune"]
+Kind = Literal["synthesize", "fit", "merge", "improve", "fine-tune"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,13 @@ def plan(recipe: Recipe, data_fingerprint: str) -> list[Stage]:
         if network.members is not None:
             add(f"merge {name}", "merge", name, parents, network.model_dump(mode="json"))
             continue
+        if (made := network.impressions) is not None:
+            add(f"synthesize {name}.impressions", "synthesize", name, [last[made.source]], made.model_dump())
+            parents.append(last[name])
         config = network.model_dump(  # without what has a stage of its own
-            mode="json", by_alias=True, exclude={"improve": True, "head": {"fine_tune_epochs", "fine_tune_lr"}}
+            mode="json",
+            by_alias=True,
+            exclude={"impressions": True, "improve": True, "head": {"fine_tune_epochs", "fine_tune_lr"}},
         )
         add(f"fit {name}", "fit", name, parents, config)
         if network.improve is not None:

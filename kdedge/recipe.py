@@ -1,7 +1,7 @@
 """The recipe as frozen classes: networks and the lessons each learns. A recipe is data and runs nothing.
 
-The losses' own keys are in losses/, the rules between the parts in recipe_rules.py; recipe_reader.py makes recipes from
-YAML and says what is wrong with them.
+The losses' own keys are in losses/, those of images in recipe_images.py, the rules between the parts in recipe_rules.py;
+recipe_reader.py makes recipes from YAML and says what is wrong with them.
 """
 
 from __future__ import annotations
@@ -9,11 +9,8 @@ from __future__ import annotations
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import quote
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationInfo,
@@ -21,16 +18,15 @@ from pydantic import (
     model_serializer,
 )
 
-from kdedge.data import catalog as datasets
 from kdedge.losses import LOSSES, OF_MEMBERS, Lesson
 from kdedge.losses.dense import MSE
-from kdedge.losses.lesson import ClassName, FromList
+from kdedge.losses.lesson import FromList
 from kdedge.losses.logits import CrossEntropy
 from kdedge.merge_rules import split_name
 from kdedge.models import catalog
+from kdedge.recipe_images import Augment, Data, Fields, Impressions, View
 from kdedge.recipe_rules import MAX_MEMBERS
 from kdedge.recipe_values import (
-    DatasetName,
     ModelName,
     NetworkName,
     NotNegativeFloat,
@@ -47,45 +43,7 @@ else:  # for pydantic: the class that `loss` names
     _AnyLesson = Annotated[reduce(or_, LOSSES.values()), Field(discriminator="loss")]
 
 
-class _Fields(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
-
-
-class Augment(_Fields):
-    """Random changes of the training images."""
-
-    flip: bool = Field(False, description="mirror left and right, every second time")
-    shift: int = Field(0, ge=0, le=8, description="move by up to that many pixels in each direction")
-
-
-class Data(_Fields):
-    """The images, and how the training set is cut; the test set is never touched."""
-
-    name: DatasetName = Field(examples=["fashion-mnist"])
-    as_: datasets.As | None = Field(
-        None,
-        alias="as",
-        description="rgb32: images of 28x28 padded to 32x32, on three channels, for networks of CIFAR-10",
-    )
-    split_seed: Seed = 0
-    validation: int = Field(5000, ge=100, description="training images kept for selection and gates")
-    calibration: int = Field(512, ge=1, description="training images kept for int8 calibration")
-    limit: int | None = Field(None, ge=1, description="train on that many images only")
-
-    @field_validator("as_")
-    @classmethod
-    def _fits(cls, as_: datasets.As | None, info: ValidationInfo) -> datasets.As | None:
-        if "name" in info.data:
-            datasets.find(info.data["name"], as_)
-        return as_
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        return {key: value for key, value in fields.items() if key not in ("as", "as_") or value is not None}
-
-
-class Fit(_Fields):
+class Fit(Fields):
     """How a network is trained."""
 
     epochs: int = Field(10, ge=1, le=100_000)
@@ -111,45 +69,7 @@ class Fit(_Fields):
         return {key: value for key, value in fields.items() if key != "momentum" or self.optimizer == "sgd"}
 
 
-class View(_Fields):
-    """What a network sees of the data: some of the training images, and of every image, also on the device, less.
-
-    Validation and test have all of their images, whatever part of the training images a network sees.
-    """
-
-    fraction: float | None = Field(None, gt=0, le=1, description="that share of them, the first ones")
-    per_class: int | None = Field(None, ge=1, description="the first so many of each class", examples=[100])
-    classes: Annotated[tuple[ClassName, ...], FromList, Field(min_length=1)] | None = Field(
-        None, description="only images of these classes, by name or number", examples=[["Shirt", "Coat"]]
-    )
-    resize: int | None = Field(
-        None, ge=1, description="each image in so many pixels a side, means of blocks", examples=[14]
-    )
-    centre: int | None = Field(
-        None, ge=1, description="so many pixels a side in the middle; the rest is grey", examples=[14]
-    )
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        later = ("classes", "resize", "centre")  # than stages that are keyed by the other two
-        return {key: value for key, value in fields.items() if key not in later or value is not None}
-
-    @property
-    def part(self) -> dict[str, Any]:
-        """Which of the training images, as `Samples.part` takes it."""
-        return {"fraction": self.fraction, "per_class": self.per_class, "classes": self.classes}
-
-    @property
-    def name(self) -> str:
-        """A name for folders: equal for views of the same training images, and empty for all of them."""
-        classes = None if self.classes is None else "+".join(quote(str(one), safe="") for one in self.classes)
-        return "-".join(
-            f"{key}{value}" for key, value in (self.part | {"classes": classes}).items() if value is not None
-        )
-
-
-class Head(_Fields):
+class Head(Fields):
     """A head that starts as another network's and is then trained alone on the labels."""
 
     source: str = Field(alias="from", examples=["teacher"], description="the network whose head it starts as")
@@ -157,14 +77,14 @@ class Head(_Fields):
     fine_tune_lr: PositiveFloat = 1e-3
 
 
-class Improve(_Fields):
+class Improve(Fields):
     """The members that learned worst make way for fresh ones of a better model (Malik et al. 2021, section 4.2)."""
 
     worst: int = Field(ge=1, le=MAX_MEMBERS, examples=[1], description="so many, by loss on the validation images")
     model: ModelName = Field(alias="with", examples=["tcn-student-4x"], description="the model that replaces them")
 
 
-class Network(_Fields):
+class Network(Fields):
     """A model, or a group of models: they share the dense vector they learn in equal chunks, or each learns the whole."""
 
     model: OneOrMoreModels | None = Field(None, examples=["tcn-student-4"])
@@ -180,6 +100,7 @@ class Network(_Fields):
     view: View | None = None
     improve: Improve | None = None
     head: Head | None = None
+    impressions: Impressions | None = None
     members: Annotated[tuple[str, ...], FromList, Field(min_length=1, max_length=MAX_MEMBERS)] | None = Field(
         None, examples=[["first", "second"]], description="instead of a model: the finished networks that it is made of"
     )
@@ -195,12 +116,24 @@ class Network(_Fields):
             raise ValueError(f"expected {len(model)}, because `model` lists {len(model)}, got {count}")
         return count
 
+    @field_validator("impressions")
+    @classmethod
+    def _have_no_labels(cls, impressions: Impressions | None, info: ValidationInfo) -> Impressions | None:
+        lessons, head, view = (info.data.get(key) for key in ("learns", "head", "view"))
+        asking = [f"learns[{n}] ({lesson.loss})" for n, lesson in enumerate(lessons or ()) if lesson.needs_labels]
+        asking += ["head.fine_tune_epochs"] if head and head.fine_tune_epochs else []
+        asking += [f"view.{key}" for key in ("per_class", "classes") if view and getattr(view, key) is not None]
+        if asking and impressions is not None:
+            hint = f"learn from a network alone, such as {{from: {impressions.source}, loss: kd, alpha: 1}}"
+            raise ValueError(f"these images have no labels, which {', '.join(asking)} would need; {hint}")
+        return impressions
+
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
         if self.members is not None:
             return {key: fields[key] for key in ("members", "merge")}
-        unused = {"view": None, "improve": None, "split": "chunks", "members": None, "merge": None}
+        unused = {"view": None, "improve": None, "impressions": None, "split": "chunks", "members": None, "merge": None}
         return {key: value for key, value in fields.items() if key not in unused or value != unused[key]}
 
     @property
@@ -223,11 +156,11 @@ class Network(_Fields):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The other networks that the lessons and the head learn from, or that it is made of, each once."""
-        heads = [self.head.source] if self.head else []
+        """The other networks that lessons, head and impressions come from, or that it is made of, each once."""
+        others = [part.source for part in (self.head, self.impressions) if part is not None]
         lessons = (source for lesson in self.learns for source in lesson.networks)
         members = (split_name(member)[0] for member in self.members or ())
-        return tuple(dict.fromkeys([*lessons, *heads, *members]))
+        return tuple(dict.fromkeys([*lessons, *others, *members]))
 
     @property
     def learns_the_rest(self) -> bool:
@@ -240,19 +173,19 @@ class Network(_Fields):
         return tuple(info.dense for model in self.models if (info := catalog.find(model)))
 
 
-class Int8(_Fields):
+class Int8(Fields):
     """The gate of `export --int8`."""
 
     max_drop_points: NotNegativeFloat = Field(0.5, description="percentage points of accuracy that int8 may lose")
 
 
-class Deploy(_Fields):
+class Deploy(Fields):
     """What is exported, and what must hold."""
 
     int8: Int8 = Int8()
 
 
-class Bench(_Fields):
+class Bench(Fields):
     """How exported files are measured."""
 
     threads: int = Field(1, ge=1, le=1024)
@@ -260,7 +193,7 @@ class Bench(_Fields):
     seconds: PositiveFloat = Field(1.0, description="measured time of each file in each round")
 
 
-class Reference(_Fields):
+class Reference(Fields):
     """An accuracy that somebody else printed, to stand beside ours."""
 
     network: str = Field(examples=["students"])
@@ -269,7 +202,7 @@ class Reference(_Fields):
     printed: str = Field(min_length=1, description="where it is printed", examples=["Malik et al. 2021, Table 3"])
 
 
-class Recipe(_Fields):
+class Recipe(Fields):
     """A whole recipe. Made by `load_recipes`, `parse_recipe` or `resolved_recipe`, which check all rules."""
 
     name: RunName = Field(examples=["tcn4"])

@@ -12,7 +12,8 @@ from pydantic_core import ErrorDetails
 from kdedge import recipe_rules
 from kdedge.errors import RecipeError
 from kdedge.losses import LOSSES
-from kdedge.recipe import Augment, Bench, Data, Deploy, Fit, Head, Improve, Int8, Network, Recipe, Reference, View
+from kdedge.recipe import Bench, Deploy, Fit, Head, Improve, Int8, Network, Recipe, Reference
+from kdedge.recipe_images import Augment, Data, Impressions, View
 from kdedge.wording import KeyPath, explain, given, keys, unknown
 from kdedge.yaml_reader import Document, assign, put, read
 
@@ -25,6 +26,7 @@ _CLASSES: dict[KeyPath, type[BaseModel]] = {  # which keys may stand where; "*" 
     ("networks", "*", "view"): View,
     ("networks", "*", "improve"): Improve,
     ("networks", "*", "head"): Head,
+    ("networks", "*", "impressions"): Impressions,
     ("deploy",): Deploy,
     ("deploy", "int8"): Int8,
     ("bench",): Bench,

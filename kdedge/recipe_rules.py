@@ -38,6 +38,7 @@ class _Network:
     improve: tuple[int, str] | None = None  # how many members, with which model
     head: str | None = None  # the network it comes from
     head_known: bool = True
+    impressions: str | None = None  # the network that they are made from
     minus: list[tuple[KeyPath, str]] = field(default_factory=list)  # networks whose dense vectors are subtracted
     drops: list[tuple[KeyPath, int]] = field(default_factory=list)  # how many of the networks of a lesson are dropped
     members: list[tuple[KeyPath, str]] = field(default_factory=list)  # the networks that a merged one is made of
@@ -47,8 +48,9 @@ class _Network:
         yield from ((at, source) for at, _, source in self.lessons if source not in NOT_NETWORKS)
         yield from self.minus
         yield from ((at, merge_rules.split_name(member)[0]) for at, member in self.members)
-        if self.head is not None:
-            yield ("networks", self.name, "head", "from"), self.head
+        for part, source in (("head", self.head), ("impressions", self.impressions)):
+            if source is not None:
+                yield ("networks", self.name, part, "from"), source
 
 
 def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Finding]:
@@ -126,6 +128,8 @@ def _network(name: str, value: dict[str, Any], refused: Collection[KeyPath]) -> 
     network.head_known = "head" not in bad_keys
     if isinstance(head := value.get("head"), dict) and isinstance(head.get("from"), str):
         network.head = head["from"]
+    if isinstance(made := value.get("impressions"), dict) and isinstance(made.get("from"), str):
+        network.impressions = made["from"]
     return network
 
 

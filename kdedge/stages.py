@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kdedge import store
 from kdedge.data.batches import Samples, Views, stable_seed
 from kdedge.data.catalog import DatasetInfo
 from kdedge.errors import Interrupted
 from kdedge.fit import Seen, Taught, accuracy, fit, member_losses
+from kdedge.impressions import read_impressions, synthesize, write_impressions
 from kdedge.losses import Lesson
 from kdedge.losses.dense import MSE
 from kdedge.losses.logits import KD, CrossEntropy
@@ -42,10 +45,16 @@ class Work:
     stop: Callable[[], bool]
 
     def seen_by(self, network: str) -> Samples:
-        """The training images that `network` sees, with its augmentation."""
+        """The images that `network` is trained on, with its augmentation."""
         described = self.recipe.networks[network]
-        seen = self.train.part(**described.view.part) if described.view else self.train
+        seen = self.train if described.impressions is None else self._impressions(network)
+        seen = seen.part(**described.view.part) if described.view else seen
         return replace(seen, views=Views(described.fit.augment.flip, described.fit.augment.shift))
+
+    def _impressions(self, network: str) -> Samples:
+        """The images that were made for `network`. No lesson that may learn on them looks at the labels, which are 0."""
+        images = read_impressions(self.run.stage(f"synthesize {network}.impressions"))
+        return Samples.to(self.train.images.device, images, np.zeros(len(images), np.int64), self.train.info)
 
     def finished(self, network: str) -> tuple[Network, Stage]:
         """A network that others learn from, on the compute device, and the stage that gave it its final weights."""
@@ -53,38 +62,22 @@ class Work:
         return finished_network(self.run, self.recipe, network, stage.name).to(self.train.images.device), stage
 
 
+# What a stage leaves: how to write its files into a folder, which gives their hashes; and what else its record says.
+Made = tuple[Callable[[Path], dict[str, str]], dict[str, Any]]
+
+
 def carry_out(work: Work, stage: Stage) -> None:
-    """Train or merge one stage and commit it: its folder appears whole, and only then does its checkpoint go."""
+    """Do one stage and commit it: its folder appears whole, and only then does its checkpoint go."""
     began = time.monotonic()
     checkpoint = work.run.path / f"{stage.folder}.checkpoint"
     scratch = work.run.path / f"{stage.folder}.dense"  # the frozen members' outputs, of use to this stage alone
-
-    def watch(seen: Seen) -> None:
-        reached = "" if seen.validation_accuracy is None else f" val {seen.validation_accuracy:.2f}%"
-        detail = f"epoch {seen.epoch}/{seen.epochs} loss {seen.loss:.4f} {seen.images_per_s:,.0f} img/s{reached}"
-        work.progress.update(stage.name, seen.step, seen.steps, detail)
-
-    known: dict[str, Any] = {}
     try:
-        if stage.kind == "merge":
-            network = _merged(work, stage)
-            history = [{"validation_accuracy": accuracy(network, work.validation)}]
-            work.progress.note(f"{stage.name}: {history[0]['validation_accuracy']:.2f}% on validation")
+        if stage.kind == "synthesize":
+            write, known = _synthesized(work, stage, checkpoint)
+        elif stage.kind == "merge":
+            write, known = _merged(work, stage)
         else:
-            network, settings, taught, frozen, known = _prepare(work, stage, scratch)
-            history = fit(
-                network,
-                taught,
-                work.seen_by(stage.network),
-                work.validation,
-                settings,
-                seed=stable_seed(work.recipe.seed, stage.network, stage.kind),
-                checkpoint=checkpoint,
-                checkpoint_every_s=work.checkpoint_every_s,
-                watch=watch,
-                stop=work.stop,
-                frozen=frozen,
-            )
+            write, known = _trained(work, stage, checkpoint, scratch)
     except KeyboardInterrupt:
         kept = [other.name for other in work.stages if (work.run.path / other.folder).is_dir()]
         kept += [f"'{stage.name}' up to its last checkpoint"] if checkpoint.is_file() else []
@@ -95,17 +88,12 @@ def carry_out(work: Work, stage: Stage) -> None:
     finally:
         work.progress.finish()
     with store.new_folder(work.run.path / stage.folder) as folder:
-        store.save_tensors(folder / "weights.safetensors", network.state_dict())
         record = {
             "name": stage.name,
             "key": stage.key,
             "parents": list(stage.parents),
-            "weights_sha256": store.sha256(folder / "weights.safetensors"),
-            "parameters": count_parameters(network.with_one_head()),
-            "models": network.models,
+            **write(folder),
             **known,
-            **_of_members(work, stage, network),
-            "history": history,
             "seconds": round(time.monotonic() - began, 1),
             "device": str(work.train.images.device),
             "versions": work.run.versions,
@@ -131,6 +119,62 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def _trained(work: Work, stage: Stage, checkpoint: Path, scratch: Path) -> Made:
+    """A network, a group or a head, trained."""
+
+    def watch(seen: Seen) -> None:
+        reached = "" if seen.validation_accuracy is None else f" val {seen.validation_accuracy:.2f}%"
+        detail = f"epoch {seen.epoch}/{seen.epochs} loss {seen.loss:.4f} {seen.images_per_s:,.0f} img/s{reached}"
+        work.progress.update(stage.name, seen.step, seen.steps, detail)
+
+    network, settings, taught, frozen, known = _prepare(work, stage, scratch)
+    history = fit(
+        network,
+        taught,
+        work.seen_by(stage.network),
+        work.validation,
+        settings,
+        seed=stable_seed(work.recipe.seed, stage.network, stage.kind),
+        checkpoint=checkpoint,
+        checkpoint_every_s=work.checkpoint_every_s,
+        watch=watch,
+        stop=work.stop,
+        frozen=frozen,
+    )
+    return _network_made(network, {**known, **_of_members(work, stage, network), "history": history})
+
+
+def _network_made(network: Network, known: dict[str, Any]) -> Made:
+    def write(folder: Path) -> dict[str, str]:
+        store.save_tensors(folder / "weights.safetensors", network.state_dict())
+        return {"weights_sha256": store.sha256(folder / "weights.safetensors")}
+
+    return write, {"parameters": count_parameters(network.with_one_head()), "models": network.models, **known}
+
+
+def _synthesized(work: Work, stage: Stage, checkpoint: Path) -> Made:
+    """Images that are made from a finished network."""
+    settings = work.recipe.networks[stage.network].impressions
+    assert settings is not None
+    teacher, _ = work.finished(settings.source)
+
+    def watch(done: int, images: int, divergence: float, rate: float) -> None:
+        work.progress.update(stage.name, done, images, f"divergence {divergence:.4f} {rate:,.1f} img/s")
+
+    made = synthesize(
+        teacher,
+        work.train.info,
+        settings,
+        seed=stable_seed(work.recipe.seed, stage.network, stage.kind),
+        checkpoint=checkpoint,
+        checkpoint_every_s=work.checkpoint_every_s,
+        watch=watch,
+        stop=work.stop,
+    )
+    known = {"images": len(made.images), "divergence_noise": made.divergence_noise, "divergence": made.divergence}
+    return lambda folder: write_impressions(folder, made.images), known
 
 
 def _prepare(
@@ -164,7 +208,8 @@ def _prepare(
         if source not in sources:
             teacher, taught_by = work.finished(source)
             part = described.view.name if described.view else ""
-            seen = "-".join(filter(None, [work.seen_by(stage.network).views.name, part]))
+            made = [other.key[:16] for other in work.stages if other.name == f"synthesize {stage.network}.impressions"]
+            seen = "-".join(filter(None, [*made, work.seen_by(stage.network).views.name, part]))
             folder = f"targets/{taught_by.key[:16]}-{seen}"
             if not (work.run.path / folder).is_dir():
                 take_over(work, folder)
@@ -195,7 +240,7 @@ def _learned(lesson: Lesson, source: str, outputs: Mapping[str, Cached | Live]) 
     return outputs.get(source) if minus is None else Rest(outputs[source], outputs[minus])
 
 
-def _merged(work: Work, stage: Stage) -> Network:
+def _merged(work: Work, stage: Stage) -> Made:
     """The network that is made of finished ones, as the recipe says."""
     described = work.recipe.networks[stage.network]
     assert described.members is not None and described.merge is not None
@@ -203,7 +248,10 @@ def _merged(work: Work, stage: Stage) -> Network:
     for name, number in map(split_name, described.members):
         network = work.finished(name)[0]
         networks.append(network if number is None else network.member(number))
-    return merged(networks, described.merge)
+    network = merged(networks, described.merge)
+    reached = accuracy(network, work.validation)
+    work.progress.note(f"{stage.name}: {reached:.2f}% on validation")
+    return _network_made(network, {"history": [{"validation_accuracy": reached}]})
 
 
 def _improved(work: Work, stage: Stage) -> tuple[Network, dict[str, Any]]:

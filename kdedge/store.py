@@ -3,6 +3,7 @@
     runs/tcn4/
         run.json                        recipe, splits, versions and the stages this run consists of
         stages/fit-teacher-3fa9.../     weights.safetensors, stage.json; the directory exists, or the stage did not happen
+                                        (images.npz and images.png where images were made)
         targets/9c41...-flip0-shift0/   outputs of a finished network over the training views (a cache: may be deleted)
         export/                         ONNX files and manifest.json
         validation.json, bench.json

@@ -60,7 +60,7 @@ def _run_of(recipe: Recipe, variant: str | None, seed: int | None) -> Recipe:
     )
 
 
-QUICK_IMAGES, QUICK_EPOCHS, QUICK_DROP_POINTS = 1024, 2, 5.0
+QUICK_IMAGES, QUICK_EPOCHS, QUICK_STEPS, QUICK_DROP_POINTS = 1024, 2, 10, 5.0
 
 
 def quick(recipe: Recipe) -> Recipe:
@@ -73,8 +73,12 @@ def quick(recipe: Recipe) -> Recipe:
         head = network.head
         if head is not None:
             head = head.model_copy(update={"fine_tune_epochs": min(head.fine_tune_epochs, QUICK_EPOCHS)})
+        made = network.impressions
+        if made is not None:
+            fewer = {"count": min(made.count, QUICK_IMAGES // 4), "steps": min(made.steps, QUICK_STEPS)}
+            made = made.model_copy(update=fewer)
         fit = network.fit.model_copy(update={"epochs": min(network.fit.epochs, QUICK_EPOCHS)})
-        networks[name] = network.model_copy(update={"fit": fit, "head": head})
+        networks[name] = network.model_copy(update={"fit": fit, "head": head, "impressions": made})
     limit = min(recipe.data.limit or math.inf, QUICK_IMAGES)
     bench = {"rounds": min(recipe.bench.rounds, 2), "seconds": min(recipe.bench.seconds, 0.1)}
     gate = Int8(max_drop_points=max(recipe.deploy.int8.max_drop_points, QUICK_DROP_POINTS))

@@ -18,6 +18,7 @@ LEVELS = [
     {"data", "models", "losses", "devices", "statistics", "yaml_reader", "wording"},
     {
         "recipe",
+        "recipe_images",
         "recipe_values",
         "recipe_rules",
         "data_rules",
@@ -27,7 +28,7 @@ LEVELS = [
         "variants",
     },
     {"plan"},
-    {"fit", "targets", "networks", "store", "progress", "machine"},
+    {"fit", "targets", "networks", "store", "progress", "machine", "impressions"},
     {"distillation", "stages", "deployment", "validate", "benchmark", "bench_report", "comparison"},
     {"cli", "__init__", "__main__"},
 ]

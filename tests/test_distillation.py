@@ -28,11 +28,13 @@ import torch
 from conftest import TINY
 
 from kdedge import store
-from kdedge.data.batches import Samples
+from kdedge.data.batches import Samples, normalise
+from kdedge.data.catalog import DATASETS
 from kdedge.data.load import load
 from kdedge.data.splits import split
 from kdedge.distillation import distill, summary
 from kdedge.errors import Interrupted, KdedgeError, RunError, TrainingError
+from kdedge.impressions import read_impressions
 from kdedge.networks import finished_network
 from kdedge.plan import parameters
 from kdedge.progress import Quiet
@@ -112,8 +114,9 @@ def trained(runs: Path) -> dict[str, tuple[bytes, list[float]]]:
     found = {}
     for folder in (runs / "tiny" / "stages").iterdir():
         if (folder / "stage.json").is_file() and not folder.name.startswith("."):
-            losses = [epoch["loss"] for epoch in read_document(folder / "stage.json")["history"]]
-            found[folder.name] = ((folder / "weights.safetensors").read_bytes(), losses)
+            losses = [epoch["loss"] for epoch in read_document(folder / "stage.json").get("history", [])]
+            (content,) = [path for path in folder.iterdir() if path.name in ("weights.safetensors", "images.npz")]
+            found[folder.name] = (content.read_bytes(), losses)
     return found
 
 
@@ -393,6 +396,53 @@ def test_members_of_several_models_learn_and_are_found_again(copied: Path, data_
     run = distill(recipe, runs=copied, data_dir=data_dir, device="cpu")
     assert finished_network(run, recipe, "students", HEAD).models == ["mlp-32", "tcn-student-8"]
     assert summary(run)["networks"][1]["parameters"] == parameters(recipe, "students")
+
+
+# Images made from a network alone
+
+ZERO_SHOT = """
+name: tiny
+data: {name: fashion-mnist, validation: 100, calibration: 60}
+networks:
+  teacher:
+    model: tcn-student-4
+    fit: {epochs: 2, batch_size: 16, augment: {flip: true}}
+  student:
+    model: mlp-32
+    learns: [{from: teacher, loss: kd, alpha: 1, temperature: 20}]
+    fit: {epochs: 2, batch_size: 16}
+    impressions: {from: teacher, count: 44, steps: 3, batch_size: 20, lr: 0.05}
+"""
+MADE, STUDENT = "synthesize student.impressions", "fit student"
+
+
+def test_a_student_on_impressions_learns_from_those_images_alone(copied: Path, data_dir: Path) -> None:
+    run = distill(parse_recipe(ZERO_SHOT), runs=copied, data_dir=data_dir, device="cpu")
+    made = run.stage(MADE)
+    assert sorted(path.name for path in made.iterdir()) == ["images.npz", "images.png", "stage.json"]
+    record = read_document(made / "stage.json")
+    assert record["images"] == 44 and 0 < record["divergence"] < record["divergence_noise"]
+    keys = {stage.name: stage.key[:16] for stage in run.stages}
+    (outputs,) = (run.path / "targets").glob(f"{keys[TEACHER]}-{keys[MADE]}-*")
+    teacher = finished_network(run, parse_recipe(ZERO_SHOT), "teacher", TEACHER)
+    images = torch.from_numpy(read_impressions(made))
+    expected = teacher(normalise(images, DATASETS["fashion-mnist"]))
+    torch.testing.assert_close(load_tensors(outputs / "outputs.safetensors")["logits"][0], expected)
+    assert [network["name"] for network in summary(run)["networks"]] == ["teacher", "student"]
+    assert "validation_accuracy" in summary(run)["networks"][1]
+
+
+def test_impressions_do_not_change_when_killed(data_dir: Path, tmp_path: Path) -> None:
+    """Report 8 is that of the second of three batches."""
+    assert run_alone(tmp_path / "whole", data_dir, text=ZERO_SHOT) == ""
+    assert run_alone(tmp_path / "killed", data_dir, heard=Heard(at=8), text=ZERO_SHOT) is None
+    (checkpoint,) = (tmp_path / "killed").glob("tiny/stages/*.checkpoint")
+    assert checkpoint.name.startswith("synthesize-student")
+    assert run_alone(tmp_path / "killed", data_dir, text=ZERO_SHOT) == ""
+    assert trained(tmp_path / "killed") == trained(tmp_path / "whole")
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
+    picture = next((tmp_path / "whole").glob("tiny/stages/synthesize-*/images.png"))
+    assert picture.read_bytes() == next((tmp_path / "killed").glob("tiny/stages/synthesize-*/images.png")).read_bytes()
 
 
 # Kill -9, and run again

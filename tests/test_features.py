@@ -157,3 +157,14 @@ def test_nothing_to_see_gives_finite_losses_and_gradients(lesson: Lesson) -> Non
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = [tensor.grad for tensor in (nothing, *tensors.values()) if tensor.grad is not None]
     assert loss.isfinite() and all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("lesson", [taught(FitNet), taught(Attention), taught(VID), taught(CRD, width=6)], ids=repr)
+def test_a_lesson_says_whether_it_looks_at_the_labels(lesson: Lesson) -> None:
+    student, target, parts = drawn(lesson)
+    given = {name: torch.from_numpy(part) for name, part in parts.items()}
+    right, other = (
+        lesson(torch.from_numpy(student), torch.from_numpy(target), torch.tensor(labels), **given)
+        for labels in (LABELS, [0] * len(LABELS))
+    )
+    assert lesson.needs_labels != torch.equal(right, other)

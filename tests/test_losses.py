@@ -364,27 +364,28 @@ def test_large_logits_give_finite_losses() -> None:
         assert math.isfinite(loss_of(lesson, 1e4 * student, 1e4 * teacher, labels))
 
 
-@pytest.mark.parametrize(
-    "lesson",
-    [
-        CrossEntropy(),
-        CrossEntropy(label_smoothing=0.2),
-        taught(KD, temperature=3, alpha=0.6),
-        taught(KD, temperature=3, alpha=0.0),
-        taught(KD, temperature=3, alpha=1.0),
-        taught(KD, temperature=3, alpha=0.6, form="blend"),
-        taught(KD, temperature=3, alpha=0.6, trust="right"),
-        taught(KD, temperature=3, alpha=0.6, classes=[0, 2, 3]),
-        taught(KD, temperature=3, alpha=0.6, trust="confidence", standardize=True),
-        taught(DKD, temperature=3),
-        taught(DIST, temperature=3),
-        taught(MSE),
-        taught(SP),
-        taught(RKD),
-        taught(PKT),
-    ],
-    ids=repr,
-)
+EVERY_KIND = [
+    CrossEntropy(),
+    CrossEntropy(label_smoothing=0.2),
+    taught(KD, temperature=3, alpha=0.6),
+    taught(KD, temperature=3, alpha=0.0),
+    taught(KD, temperature=3, alpha=1.0),
+    taught(KD, temperature=3, alpha=0.6, form="blend"),
+    taught(KD, temperature=3, alpha=0.6, trust="right"),
+    taught(KD, temperature=3, alpha=0.6, classes=[0, 2, 3]),
+    taught(KD, temperature=3, alpha=1.0, classes=[0, 2, 3]),
+    taught(KD, temperature=3, alpha=1.0, trust="confidence"),
+    taught(KD, temperature=3, alpha=0.6, trust="confidence", standardize=True),
+    taught(DKD, temperature=3),
+    taught(DIST, temperature=3),
+    taught(MSE),
+    taught(SP),
+    taught(RKD),
+    taught(PKT),
+]
+
+
+@pytest.mark.parametrize("lesson", EVERY_KIND, ids=repr)
 def test_gradients(lesson: Lesson) -> None:
     """Against differences of the loss itself, in float64."""
     student, teacher, labels = drawn(3, 5)
@@ -399,3 +400,11 @@ def test_a_loss_that_has_parts_says_so() -> None:
 
 def test_the_table_names_each_loss_as_recipes_do() -> None:
     assert {name: kind.model_fields["loss"].default for name, kind in LOSSES.items()} == {name: name for name in LOSSES}
+
+
+@pytest.mark.parametrize("lesson", EVERY_KIND, ids=repr)
+def test_a_lesson_says_whether_it_looks_at_the_labels(lesson: Lesson) -> None:
+    student, teacher, labels = drawn()
+    target = None if isinstance(lesson, CrossEntropy) else teacher
+    same = loss_of(lesson, student, target, labels) == loss_of(lesson, student, target, (labels + 3) % 10)
+    assert lesson.needs_labels != same

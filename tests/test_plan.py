@@ -178,6 +178,25 @@ def test_improving_is_a_stage_between_fit_and_fine_tuning_that_changes_no_other_
     assert changed(after, both) == {"improve students", HEAD}
 
 
+MADE = "networks.students={model: mlp-64, learns: [{from: teacher, loss: mse}], head: {from: teacher}, impressions: {from: teacher}}"
+
+
+def test_impressions_are_a_stage_before_the_network_that_learns_on_them() -> None:
+    found = [
+        (stage.name, stage.kind, stage.network, stage.parents)
+        for stage in plan(parse_recipe(TINY, overrides=[MADE]), "d")
+    ]
+    assert found == [
+        (TEACHER, "fit", "teacher", ()),
+        ("synthesize students.impressions", "synthesize", "students", (TEACHER,)),
+        (STUDENTS, "fit", "students", (TEACHER, "synthesize students.impressions")),
+    ]
+    more = MADE.replace("}}", ", count: 3}}")
+    assert changed(keys(MADE), keys(more)) == {"synthesize students.impressions", STUDENTS}
+    assert changed(keys(MADE), keys(MADE, "networks.students.fit.epochs=3")) == {STUDENTS}
+    assert keys(MADE)[TEACHER] == keys()[TEACHER]
+
+
 def test_other_data_change_every_key() -> None:
     assert changed(keys(data="d"), keys(data="e")) == ALL
 

@@ -367,3 +367,48 @@ def test_a_group_of_one_learns_layers_and_channels_may_differ() -> None:
     lesson = "{from: t, loss: fitnet, layer: conv2, from_layer: conv2}"
     students = f"  x: {{model: tcn-student-1, count: 1, learns: [{lesson}], head: {{from: t}}}}"
     assert parse_recipe(HEAD + students).networks["x"].is_group
+
+
+HINT = "learn from a network alone, such as {from: t, loss: kd, alpha: 1}"
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        ("learns: [{from: t, loss: kd, alpha: 1}], impressions: {from: u}",
+         "impressions.from: unknown network 'u'. Networks: t"),
+        ("learns: [{from: t, loss: kd, alpha: 1}], impressions: {from: x}",
+         "impressions.from: 'x' cannot learn from itself"),
+        ("learns: [{from: t, loss: kd, alpha: 1}], impressions: {count: 10}",
+         "impressions.from: missing; write for example `from: teacher`"),
+        ("impressions: {from: t}",
+         f"impressions: these images have no labels, which learns[0] (cross_entropy) would need; {HINT}"),
+        ("learns: [{from: t, loss: kd}], impressions: {from: t}",
+         f"impressions: these images have no labels, which learns[0] (kd) would need; {HINT}"),
+        ("learns: [{from: t, loss: dist}, {from: t, loss: dkd}], impressions: {from: t}",
+         f"impressions: these images have no labels, which learns[1] (dkd) would need; {HINT}"),
+        ("learns: [{from: t, loss: kd, alpha: 1, trust: error}], impressions: {from: t}",
+         f"impressions: these images have no labels, which learns[0] (kd) would need; {HINT}"),
+        ("learns: [{from: t, loss: kd, alpha: 1}], head: {from: t, fine_tune_epochs: 1}, view: {per_class: 3}, impressions: {from: t}",
+         f"impressions: these images have no labels, which head.fine_tune_epochs, view.per_class would need; {HINT}"),
+        ("learns: [{from: t, loss: kd, alpha: 1}], impressions: {from: t, betas: []}",
+         "impressions.betas: empty; at least one entry is needed"),
+        ("learns: [{from: t, loss: kd, alpha: 1}], impressions: {from: t, betas: [1, 0]}",
+         "impressions.betas[1]: expected a number above 0, got 0"),
+        ("learns: [{from: t, loss: kd, alpha: 1}], impressions: {from: t, step: 3}",
+         "impressions.step: unknown key 'step'; did you mean 'steps'? Keys: from, count, steps, batch_size, lr, noise, temperature, betas"),
+    ],
+)  # fmt: skip
+def test_impressions_come_from_a_network_and_have_no_labels(rest: str, message: str) -> None:
+    assert network(f"{{model: kd-student, {rest}}}") == f"bad.yaml:5: networks.x.{message}"
+
+
+def test_impressions_need_a_network_that_does_not_learn_from_them() -> None:
+    text = (
+        "name: a\ndata: {name: mnist}\nnetworks:\n"
+        "  a: {model: kd-student, impressions: {from: b}, learns: [{from: b, loss: mse}], head: {from: b}}\n"
+        "  b: {model: kd-student, learns: [{from: a, loss: kd}]}\n"
+    )
+    assert problems(text) == [
+        "bad.yaml:4: networks.a.learns[0].from: networks learn from each other in a cycle: a -> b -> a"
+    ]

@@ -89,11 +89,14 @@ def test_a_recipe_runs(path: Path, data: Path, runs: Path) -> None:
         small += ["data.as=rgb32", "data.limit=32"]
     small += [f"networks.{name}.fit.epochs=1" for name, network in first.networks.items() if network.members is None]
     small += [f"networks.{name}.head.fine_tune_epochs=1" for name, network in first.networks.items() if network.head]
+    made = [name for name, network in load_recipes(path)[0].networks.items() if network.impressions]
+    small += [f"networks.{name}.impressions.{few}" for name in made for few in ("count=20", "steps=2")]
     small += ["seeds=[0]"] if yaml.safe_load(path.read_text()).get("seeds") else []
     for recipe in load_recipes(path, small):
         run = distill(recipe, runs=runs, data_dir=data, device="cpu")
         for stage in run.stages:
-            assert (run.stage(stage.name) / "weights.safetensors").is_file()
+            left = "images.npz" if stage.name.startswith("synthesize") else "weights.safetensors"
+            assert (run.stage(stage.name) / left).is_file()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -95,6 +95,11 @@ class Lesson(BaseModel):
         fields: dict[str, Any] = handler(self)
         return {key: value for key, value in fields.items() if value is not None}
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the formula looks at the labels of the images."""
+        return False
+
     def share(self) -> Lesson:
         """This lesson with the weight that each of its sources has, of those that are not dropped.
 

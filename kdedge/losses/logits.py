@@ -20,6 +20,11 @@ class CrossEntropy(Lesson):
     loss: Literal["cross_entropy"] = "cross_entropy"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
+    @property
+    def needs_labels(self) -> bool:
+        """It learns from nothing else."""
+        return True
+
     def __call__(self, student: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """Scalar from student logits, float [batch, classes], and labels, int64 [batch]."""
         log_p = student.log_softmax(1)
@@ -56,6 +61,11 @@ class KD(Lesson):
     classes: Annotated[tuple[ClassName, ...], FromList, Field(min_length=1)] | None = Field(
         None, description="compare among these classes alone, by name or number", examples=[["Shirt", "Coat"]]
     )
+
+    @property
+    def needs_labels(self) -> bool:
+        """Not where the teacher is believed alone, of every image and for all classes."""
+        return self.alpha < 1 or self.trust != "always" or self.classes is not None
 
     def __call__(self, student: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """Scalar from student and teacher logits, float [batch, classes], and labels, int64 [batch]. Here `classes` are
@@ -96,6 +106,11 @@ class DKD(Lesson):
     temperature: Temperature = 4.0
     alpha: Factor = 1.0
     beta: Factor = 8.0
+
+    @property
+    def needs_labels(self) -> bool:
+        """They say which class is apart from the others."""
+        return True
 
     def __call__(self, student: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """Scalar from student and teacher logits, float [batch, classes], and labels, int64 [batch]."""

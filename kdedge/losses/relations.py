@@ -70,6 +70,11 @@ class CRD(Lesson):
             "target_bias": Part((self.width,)),
         }
 
+    @property
+    def needs_labels(self) -> bool:
+        """They say which samples are of another class."""
+        return True
+
     def __call__(self, student: Tensor, target: Tensor, labels: Tensor, **parts: Tensor) -> Tensor:
         """Scalar from student and target, float [batch, any width], and labels, int64 [batch]."""
         ours = _rows_of_length_1(student @ parts["student_weight"].T + parts["student_bias"])
