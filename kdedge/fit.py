@@ -33,7 +33,7 @@ class Taught:
     """A lesson, whom it learns from, and what it learns itself while it teaches."""
 
     lesson: Lesson
-    source: Targets | None = None  # None: the labels
+    source: Targets | None = None  # None: the labels, or the peers
     parts: nn.ParameterDict = field(default_factory=nn.ParameterDict)
 
 
