@@ -271,7 +271,8 @@ def _of_members(work: Work, stage: Stage, network: Network) -> dict[str, list[fl
     described = work.recipe.networks[stage.network]
     if stage.kind == "fine-tune" or not described.learns_in_chunks:
         return {}
-    lessons = [(lesson.share(), source) for lesson in described.learns for source in lesson.sources]
+    whole = [lesson.model_copy(update={"drop": None}).share() for lesson in described.learns]
+    lessons = [(lesson, source) for lesson in whole for source in lesson.sources]
     teachers = {source: work.finished(source)[0] for _, source in lessons}
     taught = [(lesson, teachers[source]) for lesson, source in lessons]
     return {"member_losses": member_losses(network, taught, work.validation)}

@@ -473,6 +473,17 @@ def test_a_resumed_training_ends_in_the_same_bytes(tmp_path: Path, optimizer: st
         assert {**found, "seconds": 0} == {**entry, "seconds": 0}
 
 
+def test_a_resumed_ensemble_of_peers_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    """Each member's own head is in the checkpoint as well."""
+    taught = [Taught(CrossEntropy()), Taught(KD.model_validate({"from": "peers", "temperature": 1}))]
+    settings, whole, resumed, asked = Fit(epochs=2, batch_size=8), ensemble(3), ensemble(3), itertools.count(1)
+    train(whole, taught, settings, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(ensemble(3), taught, settings, tmp_path, stop=lambda: next(asked) > 30)
+    train(resumed, taught, settings, tmp_path)
+    assert weights(resumed) == weights(whole)
+
+
 @pytest.mark.parametrize("calls", range(1, 12))
 def test_a_stop_between_any_two_steps_saves_what_was_done(tmp_path: Path, calls: int) -> None:
     settings, asked = Fit(epochs=2, batch_size=8), itertools.count(1)
