@@ -7,17 +7,6 @@ from typing import Any
 
 from kdedge.wording import KeyPath
 
-TRAINED = (
-    "count",
-    "split",
-    "learns",
-    "fit",
-    "view",
-    "improve",
-    "head",
-    "impressions",
-)  # keys of a network that is trained
-
 
 def check(
     written: dict[str, Any], refused: Collection[KeyPath], width: Callable[[str], int]
@@ -31,7 +20,7 @@ def check(
         if not isinstance(network, dict) or any(path[:3] == (*at, "members") for path in refused):
             continue
         if network.get("members") is not None:
-            yield from _merged(at, network)
+            yield from _merged(at, network, refused)
             yield from _members(at, network, written)
             if network.get("merge") == "sum":
                 yield from _one_width(at, network["members"], width)
@@ -43,15 +32,15 @@ def check(
 
 def split_name(member: str) -> tuple[str, int | None]:
     """The network that an entry of `members` names, and the number of its member: `students.0`; None for all of it."""
-    network, dot, number = member.partition(".")
-    return network, int(number) if dot and number.isdecimal() else None
+    network, _, number = member.partition(".")
+    return network, int(number) if number.isdecimal() and len(number) <= 2 else None
 
 
-def _merged(at: KeyPath, network: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+def _merged(at: KeyPath, network: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[tuple[KeyPath, str]]:
     if "model" in network:
         yield (*at, "model"), "a network has a model, or is made of `members`; remove one of them"
-    for key in TRAINED:
-        if key in network:
+    for key in network:
+        if key not in ("model", "members", "merge") and (*at, key) not in refused:
             yield (*at, key), "remove it: a network that is made of `members` is not trained"
     if network.get("merge") is None:
         means = "the mean of their logits", "of their dense vectors, through the first one's head"

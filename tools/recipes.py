@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdedge.losses import Lesson
+from kdedge.losses.dense import MSE
 from kdedge.plan import parameters
 from kdedge.recipe import Network, Recipe
 from kdedge.variants import load_recipes
@@ -47,9 +48,13 @@ def _section(path: Path) -> list[str]:
 
 def _row(recipe: Recipe, name: str, network: Network) -> str:
     if network.members is not None:
-        return f"| {name} | {network.merge} of {', '.join(network.members)} | {parameters(recipe, name):,} | | |"
+        made = ", ".join(network.members)
+        made = f"{network.merge} of {made}" if len(network.members) > 1 else made
+        return f"| {name} | {made} | {parameters(recipe, name):,} | | |"
     models = " + ".join(dict.fromkeys(network.models))
     model = f"{len(network.models)} x {models}" if len(network.models) > 1 else models
+    if network.split == "none":
+        model += ", an ensemble"
     if (improve := network.improve) is not None:
         model += f", then the worst {improve.worst} {improve.model}"
     if network.view is not None:
@@ -67,7 +72,8 @@ def _row(recipe: Recipe, name: str, network: Network) -> str:
 
 def _lesson(lesson: Lesson, chunks: int) -> str:
     what = f"{lesson.what} x{chunks}" if lesson.what == "dense" and chunks > 1 else lesson.what
-    return f"{lesson.loss} ({what} of {', '.join(lesson.sources)})"
+    rest = f" less {lesson.minus}" if isinstance(lesson, MSE) and lesson.minus is not None else ""
+    return f"{lesson.loss} ({what} of {', '.join(lesson.sources)}{rest})"
 
 
 def _changes(settings: dict[str, object]) -> str:
