@@ -99,6 +99,10 @@ class View(Fields):
         )
 
 
+# Of a much smaller concentration, gamma variables are all 0 in float64 (below 1e-323) now and then, which is no distribution.
+_Beta = Annotated[float, Field(ge=0.05, le=1000)]
+
+
 class Impressions(Fields):
     """Images made from a finished network alone, instead of the training images (Nayak et al. 2019). They have no labels."""
 
@@ -109,6 +113,6 @@ class Impressions(Fields):
     lr: PositiveFloat = Field(1e-3, description="of pixels that run from 0 to 1")
     noise: float = Field(1.0, ge=0, le=1, description="they start as random pixels from 0 to this")
     temperature: Temperature = 20.0
-    betas: Annotated[tuple[PositiveFloat, ...], FromList] = Field(
+    betas: Annotated[tuple[_Beta, ...], FromList] = Field(
         (1.0, 0.1), min_length=1, max_length=16, description="scales of the classes' similarity; the smaller, the surer"
     )

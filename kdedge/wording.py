@@ -95,7 +95,6 @@ def explain(error: ErrorDetails, key: str | int, model: type[BaseModel]) -> str:
 _OF_ENTRIES = {  # of a list, which has no fields
     "int_type": "a whole number",
     "float_type": "a number",
-    "greater_than": "a number above {gt:g}",
     "greater_than_equal": "a number of at least {ge:,}",
     "less_than_equal": "a number of at most {le:,}",
 }

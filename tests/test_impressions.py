@@ -98,6 +98,12 @@ def test_outputs_have_the_moments_of_their_dirichlet_distributions() -> None:
             assert (drawn[:, a == 0] == 0).all()
 
 
+def test_the_smallest_beta_still_gives_distributions() -> None:
+    similarity = np.array([[1.0, 0.0], [0.0, 1.0]])
+    found = wanted_outputs(similarity, settings(count=200_000, betas=[0.05]), seed=0)
+    assert np.isfinite(found).all() and found.shape == (200_000, 2)
+
+
 def test_outputs_are_drawn_by_the_seed() -> None:
     first, again, other = (wanted_outputs(np.eye(10) + 0.1, settings(), seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
