@@ -1,6 +1,6 @@
 """The recipe as frozen classes: networks and the lessons each learns. A recipe is data and runs nothing.
 
-The losses' own keys are in losses/, those of images in recipe_images.py, the rules between the parts in recipe_rules.py;
+The losses' own keys are in losses/, those of images in recipe_images.py, the rules between the parts in rules/;
 recipe_reader.py makes recipes from YAML and says what is wrong with them.
 """
 
@@ -22,10 +22,8 @@ from kdedge.losses import LOSSES, OF_MEMBERS, Lesson
 from kdedge.losses.dense import MSE
 from kdedge.losses.lesson import FromList
 from kdedge.losses.logits import CrossEntropy
-from kdedge.merge_rules import split_name
 from kdedge.models import catalog
 from kdedge.recipe_images import Augment, Data, Fields, Impressions, View
-from kdedge.recipe_rules import MAX_MEMBERS
 from kdedge.recipe_values import (
     ModelName,
     NetworkName,
@@ -36,6 +34,8 @@ from kdedge.recipe_values import (
     Seed,
     Slug,
 )
+from kdedge.rules.merge import split_name
+from kdedge.rules.recipe import MAX_MEMBERS
 
 if TYPE_CHECKING:
     _AnyLesson = Lesson

@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from kdedge import recipe_rules
 from kdedge.errors import RecipeError
 from kdedge.losses import LOSSES
 from kdedge.recipe import Bench, Deploy, Fit, Head, Improve, Int8, Network, Recipe, Reference
 from kdedge.recipe_images import Augment, Data, Impressions, View
+from kdedge.rules import recipe as rules
 from kdedge.wording import KeyPath, explain, given, keys, unknown
 from kdedge.yaml_reader import Document, assign, put, read
 
@@ -79,7 +79,7 @@ def _build(document: Document, source: str) -> Recipe:
             if path not in document.refused and not incomplete and not miscounted:
                 found.append((path, _message(details, path)))
     refused = {*document.refused, *(path for path, _ in found)}
-    findings = dict.fromkeys([*found, *recipe_rules.check(tree, refused)])
+    findings = dict.fromkeys([*found, *rules.check(tree, refused)])
     problems += [document.problem(path, message) for path, message in findings]
     if problems or recipe is None:
         raise RecipeError(source, sorted(problems, key=lambda problem: problem.line or sys.maxsize))

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Ta
 from kdedge.data.catalog import DATASETS
 from kdedge.losses.lesson import NOT_NETWORKS, FromList, one_or_list
 from kdedge.models import catalog
-from kdedge.recipe_rules import MAX_MEMBERS
+from kdedge.rules.recipe import MAX_MEMBERS
 from kdedge.wording import unknown
 
 

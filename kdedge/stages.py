@@ -21,12 +21,12 @@ from kdedge.impressions import read_impressions, synthesize, write_impressions
 from kdedge.losses import Lesson
 from kdedge.losses.dense import MSE
 from kdedge.losses.logits import KD, CrossEntropy
-from kdedge.merge_rules import split_name
 from kdedge.models.network import Network, count_parameters, merged
 from kdedge.networks import finished_network, new_network, new_parts, with_new_members
 from kdedge.plan import Stage, run_that_has
 from kdedge.progress import Quiet
 from kdedge.recipe import Fit, Recipe
+from kdedge.rules.merge import split_name
 from kdedge.targets import Cached, Live, Rest, Targets, targets
 
 

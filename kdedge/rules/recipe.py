@@ -1,7 +1,7 @@
-"""What no single field of a recipe can know: that names, images and dense vectors fit together.
+"""That all parts of a recipe fit together: names, images and dense vectors here, and by `check` what the other files see to.
 
 The rules look at the plain values and skip what the schema has refused already, so that a wrong number in one place
-hides nothing in another. Each yields (where, message) pairs.
+hides nothing in another.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from kdedge import data_rules, layer_rules, merge_rules
 from kdedge.data import catalog as datasets
 from kdedge.losses import LOSSES, OF_CHUNKS, OF_MEMBERS
 from kdedge.losses.lesson import NOT_NETWORKS
 from kdedge.models import catalog
+from kdedge.rules import data, layers, merge
 from kdedge.wording import KeyPath, unknown
 
 Finding = tuple[KeyPath, str]
@@ -47,7 +47,7 @@ class _Network:
         """Where another network is named, and its name."""
         yield from ((at, source) for at, _, source in self.lessons if source not in NOT_NETWORKS)
         yield from self.minus
-        yield from ((at, merge_rules.split_name(member)[0]) for at, member in self.members)
+        yield from ((at, merge.split_name(member)[0]) for at, member in self.members)
         for part, source in (("head", self.head), ("impressions", self.impressions)):
             if source is not None:
                 yield ("networks", self.name, part, "from"), source
@@ -63,12 +63,12 @@ def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Find
     networks = {name: _network(name, value, refused) for name, value in written.items() if isinstance(value, dict)}
     yield from _names(networks, list(written))
     yield from _cycles(networks)
-    data = recipe.get("data")
-    if isinstance(data, dict) and "name" in data and not {("data",), ("data", "name"), ("data", "as")} & {*refused}:
-        yield from _images(networks, data["name"], data.get("as"))
-        yield from data_rules.check(written, datasets.find(data["name"], data.get("as")), refused)
-    yield from layer_rules.check(written, refused)
-    yield from merge_rules.check(written, refused, lambda name: _width(name, networks))
+    images = recipe.get("data")
+    if isinstance(images, dict) and "name" in images and not {("data",), ("data", "name"), ("data", "as")} & {*refused}:
+        yield from _images(networks, images["name"], images.get("as"))
+        yield from data.check(written, datasets.find(images["name"], images.get("as")), refused)
+    yield from layers.check(written, refused)
+    yield from merge.check(written, refused, lambda name: _width(name, networks))
     for network in networks.values():
         yield from _peers(network)
         yield from _chunks(network, networks)
@@ -223,7 +223,7 @@ def _chunks(network: _Network, networks: dict[str, _Network]) -> Iterator[Findin
 
 def _width(name: str, networks: dict[str, _Network], above: tuple[str, ...] = ()) -> int:
     """Width of the dense vector of a network, or of one member of an ensemble (`students.0`); 0 where it is not known."""
-    name, number = merge_rules.split_name(name)
+    name, number = merge.split_name(name)
     network = networks.get(name)
     if network is None or name in above:
         return 0
