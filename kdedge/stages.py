@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,16 @@ def _trained(work: Work, stage: Stage, checkpoint: Path, scratch: Path) -> Made:
         detail = f"epoch {seen.epoch}/{seen.epochs} loss {seen.loss:.4f} {seen.images_per_s:,.0f} img/s{reached}"
         work.progress.update(stage.name, seen.step, seen.steps, detail)
 
-    network, settings, taught, frozen, known = _prepare(work, stage, scratch)
+    network, known = _started(work, stage)
+    described = work.recipe.networks[stage.network]
+    if stage.kind == "fine-tune":
+        assert described.head is not None
+        epochs, lr = described.head.fine_tune_epochs, described.head.fine_tune_lr
+        settings = Fit(epochs=epochs, lr=lr, batch_size=described.fit.batch_size)
+        taught = [Taught(CrossEntropy())]  # on the labels, the students frozen (Malik et al. 2021, Eq. 6)
+        frozen = _outputs(work, stage, stage.network, network, scratch, epochs)
+    else:
+        settings, taught, frozen = described.fit, _lessons(work, stage), None
     history = fit(
         network,
         taught,
@@ -177,32 +186,25 @@ def _synthesized(work: Work, stage: Stage, checkpoint: Path) -> Made:
     return lambda folder: write_impressions(folder, made.images), known
 
 
-def _prepare(
-    work: Work, stage: Stage, scratch: Path
-) -> tuple[Network, Fit, Sequence[Taught], Targets | None, dict[str, Any]]:
-    """What `fit` needs for a stage: the network, its settings, its lessons, and its frozen dense vectors if only the
-    head learns. And what the stage's record says of it."""
+def _started(work: Work, stage: Stage) -> tuple[Network, dict[str, Any]]:
+    """The network that a stage trains, as it starts, and what the stage's record says of it."""
     described = work.recipe.networks[stage.network]
+    if stage.kind == "improve":
+        return _improved(work, stage)
     device = work.train.images.device
     if stage.kind == "fine-tune":
-        assert described.head is not None
-        epochs, lr = described.head.fine_tune_epochs, described.head.fine_tune_lr
-        settings = Fit(epochs=epochs, lr=lr, batch_size=described.fit.batch_size)
-        network = finished_network(work.run, work.recipe, stage.network, stage.parents[0]).to(device)
-        frozen = _outputs(work, stage, stage.network, network, scratch, epochs)
-        # Malik et al. 2021, Eq. 6: cross-entropy on the labels, the students frozen.
-        return network, settings, [Taught(CrossEntropy())], frozen, {}
+        return finished_network(work.run, work.recipe, stage.network, stage.parents[0]).to(device), {}
+    network = new_network(work.recipe, stage.network).to(device)
+    if described.head is not None:
+        start = work.finished(described.head.source)[0].head.state_dict()
+        for head in network.heads():
+            head.load_state_dict(start)
+    return network, {}
 
-    settings = described.fit
-    known: dict[str, Any] = {}
-    if stage.kind == "improve":
-        network, known = _improved(work, stage)
-    else:
-        network = new_network(work.recipe, stage.network).to(device)
-        if described.head is not None:
-            start = work.finished(described.head.source)[0].head.state_dict()
-            for head in network.heads():
-                head.load_state_dict(start)
+
+def _lessons(work: Work, stage: Stage) -> list[Taught]:
+    """What the network of a stage learns, and from what."""
+    described = work.recipe.networks[stage.network]
     sources: dict[str, Cached | Live] = {}
     for source in (source for lesson in described.learns for source in lesson.networks):
         if source not in sources:
@@ -214,17 +216,16 @@ def _prepare(
             if not (work.run.path / folder).is_dir():
                 take_over(work, folder)
             maps = {one.target for one in described.learns if one.what == "features" and source in one.sources}
-            sources[source] = _outputs(work, stage, source, teacher, work.run.path / folder, settings.epochs, maps)
-    taught = [
+            sources[source] = _outputs(work, stage, source, teacher, work.run.path / folder, described.fit.epochs, maps)
+    return [
         Taught(
             lesson,
             _learned(lesson, source, sources),
-            new_parts(work.recipe, stage.network, number, source).to(device),
+            new_parts(work.recipe, stage.network, number, source).to(work.train.images.device),
         )
         for number, lesson in enumerate(_numbered(lesson.share(), work.train.info) for lesson in described.learns)
         for source in lesson.sources
     ]
-    return network, settings, taught, None, known
 
 
 def _numbered(lesson: Lesson, data: DatasetInfo) -> Lesson:

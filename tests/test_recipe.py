@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from bad_recipes import HEAD, TCN4, network, problems
 from pydantic import ValidationError
@@ -360,11 +360,8 @@ def test_every_class_of_the_recipe_names_its_keys() -> None:
     assert set(json_schema()["$defs"]) | {"Recipe"} == known
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jsonschema") is None, reason="jsonschema is not installed")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_json_schema_accepts_the_recipes(path: Path) -> None:
-    import jsonschema  # type: ignore[import-untyped,import-not-found,unused-ignore]
-
     validator = jsonschema.Draft202012Validator(json_schema())
     assert list(validator.iter_errors(read(path.read_text()).value)) == []
     assert list(validator.iter_errors(load_recipes(path)[0].resolved())) == []
