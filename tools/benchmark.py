@@ -35,9 +35,10 @@ from torchvision.datasets import FashionMNIST
 from kdedge.data.batches import Samples, Views
 from kdedge.data.load import Dataset, load
 from kdedge.devices.runner import device
-from kdedge.fit import fit
+from kdedge.fit import Taught, fit
 from kdedge.losses.dense import MSE
 from kdedge.machine import keep_freed_memory
+from kdedge.models.layers import ReLUMaxPool
 from kdedge.networks import new_network
 from kdedge.targets import compute
 from kdedge.variants import load_recipe
@@ -110,7 +111,7 @@ def _our_loop(folder: Path, batch_size: int) -> Epoch:
     def epoch(number: int) -> int:
         fit(
             students,
-            [(MSE(source="teacher"), cached)],
+            [Taught(MSE(source="teacher"), cached)],
             samples,
             few,
             settings,
@@ -128,7 +129,7 @@ def _our_loop(folder: Path, batch_size: int) -> Epoch:
 def _user_loop(folder: Path, batch_size: int) -> Epoch:
     """One student an epoch, in turn, on a live teacher."""
     loader = _loader(folder, load(RECIPE.data.name), STUDENTS.fit.augment.flip, batch_size)
-    teacher = _plain(new_network(RECIPE, "teacher").eval())
+    teacher = _plain(new_network(RECIPE, "teacher").members[0]).eval()
     students = [_plain(member) for member in new_network(RECIPE, "students").members]
     optimizers = [torch.optim.Adam(student.parameters()) for student in students]
 
@@ -151,7 +152,7 @@ def _user_epoch(
         width = learned.shape[1]
         loss = nn.functional.mse_loss(learned, dense[:, chunk * width : (chunk + 1) * width])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
@@ -174,20 +175,18 @@ def _loader(folder: Path, data: Dataset, flip: bool, size: int) -> DataLoader[An
     return DataLoader(Subset(dataset, range(IMAGES)), size, shuffle=True)
 
 
-def _plain(module: nn.Module) -> nn.Module:
+def _plain(backbone: nn.Module) -> nn.Module:
     """The same backbone as a tutorial has it: default memory layout, ReLU before pooling, nothing in place."""
-    backbone = module.members[0] if hasattr(module, "members") else module
     layers: list[nn.Module] = []
-    for layer in backbone:
-        kind = type(layer).__name__
-        if kind == "ReLUMaxPool":
-            layers += [nn.ReLU(), nn.MaxPool2d(2)]
-        elif kind == "Conv2d":
+    for layer in backbone.children():
+        if isinstance(layer, nn.Conv2d):
             layers.append(nn.Conv2d(layer.in_channels, layer.out_channels, 3))
-        elif kind == "Linear":
+        elif isinstance(layer, nn.Linear):
             layers.append(nn.Linear(layer.in_features, layer.out_features))
+        elif isinstance(layer, ReLUMaxPool):
+            layers += [nn.ReLU(), nn.MaxPool2d(2)]
         else:
-            layers.append(nn.ReLU() if kind == "ReLU" else nn.Flatten())
+            layers.append(nn.ReLU() if isinstance(layer, nn.ReLU) else nn.Flatten())
     return nn.Sequential(*layers)
 
 

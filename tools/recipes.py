@@ -61,8 +61,8 @@ def _row(recipe: Recipe, name: str, network: Network) -> str:
         model += f", sees {_plain({key: value for key, value in network.view if value is not None})}"
     chunks = len(network.models) if network.split == "chunks" else 1
     lessons = ", ".join(_lesson(lesson, chunks) for lesson in network.learns)
-    if (made := network.impressions) is not None:
-        lessons += f", on {made.count:,} images made from {made.source}"
+    if (images := network.impressions) is not None:
+        lessons += f", on {images.count:,} images made from {images.source}"
     head = network.head
     if head is not None:
         tuned = f", tuned for {head.fine_tune_epochs} epochs" if head.fine_tune_epochs else ""
