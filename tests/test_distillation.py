@@ -400,19 +400,16 @@ def test_members_of_several_models_learn_and_are_found_again(copied: Path, data_
 
 # Images made from a network alone
 
-ZERO_SHOT = """
-name: tiny
-data: {name: fashion-mnist, validation: 100, calibration: 60}
-networks:
-  teacher:
-    model: tcn-student-4
-    fit: {epochs: 2, batch_size: 16, augment: {flip: true}}
+ZERO_SHOT = (
+    TINY.partition("  students:")[0]
+    + """
   student:
     model: mlp-32
     learns: [{from: teacher, loss: kd, alpha: 1, temperature: 20}]
     fit: {epochs: 2, batch_size: 16}
     impressions: {from: teacher, count: 44, steps: 3, batch_size: 20, lr: 0.05}
 """
+)
 MADE, STUDENT = "synthesize student.impressions", "fit student"
 
 

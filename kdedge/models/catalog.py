@@ -1,7 +1,7 @@
 """What `check` and `plan` need to know of every model, without torch. A test holds it against the built networks.
 
 A model is a backbone that turns an image into a dense vector; the head that turns the dense vector into logits is one
-linear layer, added when the network stands alone or heads a group (models/__init__.py). So the counts below are the
+linear layer, added when the network stands alone or heads a group (models/network.py). So the counts below are the
 backbone's, and a head adds (dense + 1) * classes.
 """
 
