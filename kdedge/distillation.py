@@ -11,7 +11,7 @@ from kdedge import store
 from kdedge.data.batches import Samples
 from kdedge.data.load import Dataset, load
 from kdedge.data.splits import Splits, split
-from kdedge.errors import KdedgeError
+from kdedge.errors import Interrupted, KdedgeError
 from kdedge.machine import chosen_device, interruptible, keep_freed_memory
 from kdedge.plan import Stage, plan
 from kdedge.progress import Quiet
@@ -60,6 +60,8 @@ def distill(
                 progress.note(f"{stage.name}: taken over from {found}")
             else:
                 carry_out(work, stage)
+            if stop():  # not every stage looks; the last one must not hide it from whoever goes on to the next run
+                raise Interrupted(f"Stopped after '{stage.name}'. Run the same command again to go on from there.")
     return run
 
 

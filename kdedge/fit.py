@@ -57,6 +57,7 @@ class _State:
     step: int = 0
     losses: list[float] = field(default_factory=list)  # of this epoch
     history: list[dict[str, float]] = field(default_factory=list)  # one entry an epoch
+    spent_s: float = 0.0  # on this epoch
 
 
 def fit(
@@ -102,7 +103,7 @@ def fit(
 
     for epoch in range(state.step // epoch_steps, settings.epochs):
         network.train(frozen is None)  # frozen members keep their batch norm as it is, and drop nothing
-        started = time.monotonic()
+        started = time.monotonic() - state.spent_s
         order = batches(len(train), train.views, settings.batch_size, seed=seed, epoch=epoch, device=device)
         with nullcontext() if live or frozen is not None else network.side_by_side():
             for batch in order[state.step % epoch_steps :]:
@@ -121,18 +122,19 @@ def fit(
                     _read(pending, state, settings, steps, checkpoint)
                     show()
                     if state.step % epoch_steps and (stopping or time.monotonic() - saved_at > checkpoint_every_s):
-                        _check_weights(network, state, settings, steps, checkpoint)
+                        _check_weights(learning, state, settings, steps, checkpoint)
+                        state.spent_s = time.monotonic() - started
                         _save(checkpoint, learning, optimizer, state)
                         saved_at = time.monotonic()
                 if stopping and state.step % epoch_steps:
                     raise KeyboardInterrupt
-        _check_weights(network, state, settings, steps, checkpoint)
+        _check_weights(learning, state, settings, steps, checkpoint)
         reached = accuracy(network, validation)
         show(reached)
         state.history.append(
             {"loss": _mean(state.losses), "validation_accuracy": reached, "seconds": time.monotonic() - started}
         )
-        state.losses = []
+        state.losses, state.spent_s = [], 0.0
         if state.step < steps and (stop() or time.monotonic() - saved_at > checkpoint_every_s):
             _save(checkpoint, learning, optimizer, state)
             saved_at = time.monotonic()
@@ -163,7 +165,8 @@ def not_dropped(taught: Sequence[Taught], seed: int) -> Sequence[Taught]:
 def objective(
     network: Network, taught: Sequence[Taught], data: Samples, batch: Batch, frozen: Targets | None = None
 ) -> Tensor:
-    """Weighted sum of the lessons on one batch, a scalar. A live teacher runs once, for all siblings and lessons.
+    """Weighted sum of the lessons on one batch, a scalar. A live teacher runs once, for all siblings and lessons
+    (once more for what another network leaves over of it).
 
     It is summed over the members of an ensemble, so each gets the gradient that it would get alone; its peers are what
     the others give on this batch.
@@ -175,7 +178,8 @@ def objective(
         images = data.seen(batch.samples, batch.views)
     known = {number: source(batch, images) for number, source in sources.items()}
     # bf16 where the hardware multiplies it; everything after the network is float32 again.
-    with torch.autocast("cuda", torch.bfloat16, enabled=labels.is_cuda and torch.cuda.is_bf16_supported()):
+    bf16 = labels.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
         if frozen is not None:
             seen = {"dense": frozen(batch, images)["dense"]}
         else:
@@ -215,7 +219,8 @@ def member_losses(network: Network, teachers: Sequence[tuple[Lesson, Network]], 
     """Loss of each member's own chunk of the dense vector on `data`, as it is (Malik et al. 2021, Tables 1 and 4)."""
 
     def chunks(of: Network) -> tuple[Tensor, ...]:
-        return compute(of, data, progress=lambda done, total: None).dense[0].chunk(len(network.members), 1)
+        made = compute(of, data, ["dense"], progress=lambda done, total: None)
+        return made.outputs["dense"][0].chunk(len(network.members), 1)
 
     learned = chunks(network)
     given = {id(teacher): chunks(teacher) for _, teacher in teachers}
@@ -268,9 +273,9 @@ def _read(pending: list[Tensor], state: _State, settings: Fit, steps: int, check
     pending.clear()
 
 
-def _check_weights(network: Network, state: _State, settings: Fit, steps: int, checkpoint: Path) -> None:
+def _check_weights(learning: nn.Module, state: _State, settings: Fit, steps: int, checkpoint: Path) -> None:
     """A finite loss may still end in weights that are not; those are neither kept nor called finished."""
-    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+    if not all(tensor.isfinite().all() for tensor in learning.state_dict().values()):
         raise _diverged("A weight became infinite or nan", state.step - 1, settings, steps, checkpoint)
 
 
@@ -296,7 +301,7 @@ def _resume(checkpoint: Path, learning: nn.Module, optimizer: torch.optim.Optimi
         saved: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
         learning.load_state_dict(saved["weights"])
         optimizer.load_state_dict(saved["optimizer"])
-        return _State(saved["step"], saved["losses"], saved["history"])
+        return _State(saved["step"], saved["losses"], saved["history"], saved["spent_s"])
     except (OSError, EOFError, UnpicklingError, RuntimeError, KeyError, TypeError, ValueError) as error:
         # torch's own words advise to load it unsafely, so they are left out.
         what = type(error).__name__

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -66,11 +67,13 @@ def divergence(network: Network, pixels: Tensor, wanted: Tensor, info: DatasetIn
 
 @dataclass(frozen=True)
 class Synthesis:
-    """What was made, and how near the network's answers are to what was wanted: mean divergence, of the noise and of the images."""
+    """What was made, how near the network's answers are to what was wanted (mean divergence, of the noise and of the images),
+    and how long it took."""
 
     images: NDArray[np.uint8]  # [count, C, H, W]
     divergence_noise: float
     divergence: float
+    seconds: float
 
 
 def synthesize(
@@ -95,15 +98,21 @@ def synthesize(
     device = head.weight.device
     similarity = class_similarity(head.weight.double().cpu().numpy())
     wanted = torch.from_numpy(wanted_outputs(similarity, settings, stable_seed(seed, "outputs"))).to(device)
-    made = _resume(checkpoint)
+    made, spent_s = _resume(checkpoint)
     first, began, saved_at = sum(map(len, made)), time.monotonic(), time.monotonic()
+
+    def save() -> None:
+        content = io.BytesIO()
+        np.savez(content, *made, spent_s=spent_s + time.monotonic() - began)
+        write_bytes(checkpoint, content.getvalue())
+
     batches = list(enumerate(torch.split(wanted, settings.batch_size)))
     for number, targets in batches[len(made) :]:
         batch = _noise(seed, number, targets, info, settings.noise).requires_grad_()
         optimizer = torch.optim.Adam([batch], settings.lr)
         for _ in range(settings.steps):
             if stop():
-                _save(checkpoint, made)
+                save()
                 raise KeyboardInterrupt
             loss = divergence(network, 255 * batch, targets, info, settings.temperature)
             optimizer.zero_grad()
@@ -114,7 +123,7 @@ def synthesize(
         done = sum(map(len, made))
         watch(done, len(wanted), loss.mean().item(), (done - first) / (time.monotonic() - began))
         if time.monotonic() - saved_at > checkpoint_every_s:
-            _save(checkpoint, made)
+            save()
             saved_at = time.monotonic()
 
     def mean_divergence(pixels: Callable[[int, Tensor], Tensor]) -> float:
@@ -128,6 +137,7 @@ def synthesize(
             lambda number, targets: 255 * _noise(seed, number, targets, info, settings.noise)
         ),
         divergence=mean_divergence(lambda number, targets: torch.from_numpy(made[number]).to(device)),
+        seconds=spent_s + time.monotonic() - began,
     )
 
 
@@ -137,15 +147,13 @@ def _noise(seed: int, number: int, targets: Tensor, info: DatasetInfo, brightest
     return (torch.rand(len(targets), *info.shape, generator=generator) * brightest).to(targets.device)
 
 
-def _save(checkpoint: Path, made: list[NDArray[np.uint8]]) -> None:
-    content = io.BytesIO()
-    np.savez(content, *made)
-    write_bytes(checkpoint, content.getvalue())
-
-
-def _resume(checkpoint: Path) -> list[NDArray[np.uint8]]:
-    """The batches of the checkpoint, if there is one."""
-    return list(_arrays(checkpoint).values()) if checkpoint.is_file() else []
+def _resume(checkpoint: Path) -> tuple[list[NDArray[np.uint8]], float]:
+    """The batches of the checkpoint, if there is one, and the seconds that they took."""
+    if not checkpoint.is_file():
+        return [], 0.0
+    arrays = _arrays(checkpoint)
+    spent_s = float(arrays.pop("spent_s", 0.0))
+    return list(arrays.values()), spent_s
 
 
 def write_impressions(folder: Path, images: NDArray[np.uint8]) -> dict[str, str]:
@@ -167,10 +175,11 @@ def read_impressions(folder: Path) -> NDArray[np.uint8]:
     expected = read_document(folder / "stage.json").get("images_sha256", "(none)")
     if not file.is_file() or sha256(file) != expected:
         raise RunError(f"{file} is missing or was changed. Delete its folder and distil again.")
-    return _arrays(file)["images"]
+    images: NDArray[np.uint8] = _arrays(file)["images"]
+    return images
 
 
-def _arrays(file: Path) -> dict[str, NDArray[np.uint8]]:
+def _arrays(file: Path) -> dict[str, NDArray[Any]]:
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
             return dict(content)

@@ -25,7 +25,9 @@ Kind = Literal["synthesize", "fit", "merge", "improve", "fine-tune"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage. Two stages with the same key would give the same weights, byte for byte, on one machine."""
+    """One training stage. Two stages with the same key would give the same weights, byte for byte, where device, torch and
+    number of threads are the same too.
+    """
 
     name: str  # "fit students", "fine-tune students.head"
     kind: Kind
@@ -113,11 +115,10 @@ def _of_members(recipe: Recipe, name: str) -> int:
     return sum(info.parameters for model in models if (info := find(model)) is not None)
 
 
-def run_that_has(folder: str, runs: Path) -> Path | None:
-    """The first run in `runs` in which `folder`, a path relative to a run, is finished; others take it over from there."""
+def runs_that_have(folder: str, runs: Path) -> list[Path]:
+    """The runs in `runs` in which `folder`, a path relative to a run, is finished; others take it over from there."""
     depth = len(Path(folder).parts)
-    found = sorted([*runs.glob(f"*/{folder}"), *runs.glob(f"*/*/{folder}")])
-    return found[0].parents[depth - 1] if found else None
+    return [path.parents[depth - 1] for path in sorted([*runs.glob(f"*/{folder}"), *runs.glob(f"*/*/{folder}")])]
 
 
 def describe(recipes: Sequence[Recipe], runs: Path, data_dir: Path | None) -> list[dict[str, Any]]:
@@ -135,7 +136,7 @@ def describe(recipes: Sequence[Recipe], runs: Path, data_dir: Path | None) -> li
         stages = []
         for stage in plan(recipe, fingerprint or recipe.data.model_dump_json()):
             finished = fingerprint is not None and (runs / recipe.name / stage.folder).is_dir()
-            other = run_that_has(stage.folder, runs) if fingerprint is not None and not finished else None
+            others = runs_that_have(stage.folder, runs) if fingerprint is not None and not finished else []
             made_for = first.setdefault(stage.folder, recipe.name)
             stages.append(
                 {
@@ -145,8 +146,8 @@ def describe(recipes: Sequence[Recipe], runs: Path, data_dir: Path | None) -> li
                     "parents": list(stage.parents),
                     "key": stage.key if fingerprint else None,
                     "finished": finished,
-                    "taken_over_from": str(other) if other else None,
-                    "shared_with": made_for if made_for != recipe.name and not finished and not other else None,
+                    "taken_over_from": str(others[0]) if others else None,
+                    "shared_with": made_for if made_for != recipe.name and not finished and not others else None,
                 }
             )
         sizes = {name: parameters(recipe, name) for name in recipe.networks}

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from kdedge import store
 from kdedge.data.batches import Samples, Views, stable_seed
 from kdedge.data.catalog import DatasetInfo
-from kdedge.errors import Interrupted
+from kdedge.errors import Interrupted, TrainingError
 from kdedge.fit import Seen, Taught, accuracy, fit, member_losses
 from kdedge.impressions import read_impressions, synthesize, write_impressions
 from kdedge.losses import Lesson
@@ -23,7 +24,7 @@ from kdedge.losses.dense import MSE
 from kdedge.losses.logits import KD, CrossEntropy
 from kdedge.models.network import Network, count_parameters, merged
 from kdedge.networks import finished_network, new_network, new_parts, with_new_members
-from kdedge.plan import Stage, run_that_has
+from kdedge.plan import Stage, runs_that_have
 from kdedge.progress import Quiet
 from kdedge.recipe import Fit, Recipe
 from kdedge.rules.merge import split_name
@@ -93,8 +94,8 @@ def carry_out(work: Work, stage: Stage) -> None:
             "key": stage.key,
             "parents": list(stage.parents),
             **write(folder),
-            **known,
             "seconds": round(time.monotonic() - began, 1),
+            **known,  # what was trained or synthesized knows better: others may have begun it, before a stop
             "device": str(work.train.images.device),
             "versions": work.run.versions,
         }
@@ -104,13 +105,19 @@ def carry_out(work: Work, stage: Stage) -> None:
 
 
 def take_over(work: Work, relative: str) -> Path | None:
-    """The same finished folder of another run, linked or copied into this one; the other's path, or None."""
-    other = run_that_has(relative, work.runs)
-    if other is None:
-        return None
-    with store.new_folder(work.run.path / relative) as folder:
-        shutil.copytree(other / relative, folder, copy_function=_link, dirs_exist_ok=True)
-    return other / relative
+    """The same finished folder of another run, linked or copied into this one; the other's path, or None.
+
+    What was damaged there is passed over, so that it can be made anew here.
+    """
+    for run in runs_that_have(relative, work.runs):
+        other = run / relative
+        if not store.is_unchanged(other):
+            work.progress.note(f"{other} is damaged and not taken over")
+            continue
+        with store.new_folder(work.run.path / relative) as folder:
+            shutil.copytree(other, folder, copy_function=_link, dirs_exist_ok=True)
+        return other
+    return None
 
 
 def _link(source: str, target: str) -> None:
@@ -130,19 +137,20 @@ def _trained(work: Work, stage: Stage, checkpoint: Path, scratch: Path) -> Made:
         work.progress.update(stage.name, seen.step, seen.steps, detail)
 
     network, known = _started(work, stage)
-    described = work.recipe.networks[stage.network]
+    described, images = work.recipe.networks[stage.network], work.seen_by(stage.network)
     if stage.kind == "fine-tune":
         assert described.head is not None
         epochs, lr = described.head.fine_tune_epochs, described.head.fine_tune_lr
         settings = Fit(epochs=epochs, lr=lr, batch_size=described.fit.batch_size)
         taught = [Taught(CrossEntropy())]  # on the labels, the students frozen (Malik et al. 2021, Eq. 6)
-        frozen = _outputs(work, stage, stage.network, network, scratch, epochs)
+        frozen = _outputs(work, stage, stage.network, network, ["dense"], scratch, epochs)
     else:
+        _check_last_batch(network, len(images), described.fit.batch_size, stage.network)
         settings, taught, frozen = described.fit, _lessons(work, stage), None
     history = fit(
         network,
         taught,
-        work.seen_by(stage.network),
+        images,
         work.validation,
         settings,
         seed=stable_seed(work.recipe.seed, stage.network, stage.kind),
@@ -152,7 +160,20 @@ def _trained(work: Work, stage: Stage, checkpoint: Path, scratch: Path) -> Made:
         stop=work.stop,
         frozen=frozen,
     )
-    return _network_made(network, {**known, **_of_members(work, stage, network), "history": history})
+    seconds = round(sum(epoch["seconds"] for epoch in history), 1)
+    known |= {**_of_members(work, stage, network), "history": history, "seconds": seconds}
+    return _network_made(network, known)
+
+
+def _check_last_batch(network: Network, images: int, size: int, name: str) -> None:
+    """Batch norm cannot learn from one image alone. Raises TrainingError."""
+    if (images % size or size) == 1 and any(
+        isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in network.modules()
+    ):
+        raise TrainingError(
+            f"networks.{name}.fit.batch_size: {size:,} leaves one of {images:,} images alone in the last batch, and batch norm "
+            "learns nothing from one image. Choose another batch size."
+        )
 
 
 def _network_made(network: Network, known: dict[str, Any]) -> Made:
@@ -182,7 +203,12 @@ def _synthesized(work: Work, stage: Stage, checkpoint: Path) -> Made:
         watch=watch,
         stop=work.stop,
     )
-    known = {"images": len(made.images), "divergence_noise": made.divergence_noise, "divergence": made.divergence}
+    known = {
+        "images": len(made.images),
+        "divergence_noise": made.divergence_noise,
+        "divergence": made.divergence,
+        "seconds": round(made.seconds, 1),
+    }
     return lambda folder: write_impressions(folder, made.images), known
 
 
@@ -196,7 +222,7 @@ def _started(work: Work, stage: Stage) -> tuple[Network, dict[str, Any]]:
         return finished_network(work.run, work.recipe, stage.network, stage.parents[0]).to(device), {}
     network = new_network(work.recipe, stage.network).to(device)
     if described.head is not None:
-        start = work.finished(described.head.source)[0].head.state_dict()
+        start = work.finished(described.head.source)[0].with_one_head().head.state_dict()
         for head in network.heads():
             head.load_state_dict(start)
     return network, {}
@@ -212,11 +238,12 @@ def _lessons(work: Work, stage: Stage) -> list[Taught]:
             part = described.view.name if described.view else ""
             made = [other.key[:16] for other in work.stages if other.name == f"synthesize {stage.network}.impressions"]
             seen = "-".join(filter(None, [*made, work.seen_by(stage.network).views.name, part]))
-            folder = f"targets/{taught_by.key[:16]}-{seen}"
+            wanted = sorted({one.target for one in described.learns if source in one.networks})
+            folder = f"targets/{taught_by.key[:16]}-{seen}-{'-'.join(wanted)}"
             if not (work.run.path / folder).is_dir():
                 take_over(work, folder)
-            maps = {one.target for one in described.learns if one.what == "features" and source in one.sources}
-            sources[source] = _outputs(work, stage, source, teacher, work.run.path / folder, described.fit.epochs, maps)
+            path = work.run.path / folder
+            sources[source] = _outputs(work, stage, source, teacher, wanted, path, described.fit.epochs)
     return [
         Taught(
             lesson,
@@ -280,9 +307,9 @@ def _of_members(work: Work, stage: Stage, network: Network) -> dict[str, list[fl
 
 
 def _outputs(
-    work: Work, stage: Stage, name: str, network: Network, folder: Path, epochs: int, layers: Collection[str] = ()
+    work: Work, stage: Stage, name: str, network: Network, wanted: Collection[str], folder: Path, epochs: int
 ) -> Cached | Live:
-    """The outputs of the finished network `name` over the views of the network that `stage` trains."""
+    """The `wanted` outputs of the finished network `name` over the views of the network that `stage` trains."""
     began = time.monotonic()
 
     def watch(done: int, total: int) -> None:
@@ -291,4 +318,4 @@ def _outputs(
         rate = done * len(network.members) / (time.monotonic() - began)
         work.progress.update(f"outputs of {name}", done, total, f"{rate:,.0f} img/s")
 
-    return targets(network, work.seen_by(stage.network), folder, epochs=epochs, progress=watch, layers=layers)
+    return targets(network, work.seen_by(stage.network), folder, wanted=wanted, epochs=epochs, progress=watch)

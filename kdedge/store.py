@@ -4,7 +4,7 @@
         run.json                        recipe, splits, versions and the stages this run consists of
         stages/fit-teacher-3fa9.../     weights.safetensors, stage.json; the directory exists, or the stage did not happen
                                         (images.npz and images.png where images were made)
-        targets/9c41...-flip0-shift0/   outputs of a finished network over the training views (a cache: may be deleted)
+        targets/9c41...-flip0-shift0-dense/  outputs of a finished network over the training views (a cache: may be deleted)
         export/                         ONNX files and manifest.json
         validation.json, bench.json
 
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 _Document = TypeVar("_Document", bound=BaseModel)
 
+_HELD = {  # what a finished stage or cache holds, by the key of its hash
+    "weights_sha256": "weights.safetensors",
+    "images_sha256": "images.npz",
+    "outputs_sha256": "outputs.safetensors",
+}
 
 Role = Literal["teacher", "member", "head", "merged"]
 Precision = Literal["fp32", "int8"]
@@ -256,9 +261,23 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def is_unchanged(folder: Path) -> bool:
+    """Whether a finished folder can be read, and what it holds has the SHA-256 that was written down beside it."""
+    try:
+        record = {key: value for file in folder.glob("*.json") for key, value in read_document(file).items()}
+    except RunError:
+        return False
+    held = [(folder / name, record[key]) for key, name in _HELD.items() if key in record]
+    return bool(held) and all(file.is_file() and sha256(file) == digest for file, digest in held)
+
+
 def sweep(run: Path) -> None:
-    """Remove what killed processes left half-written among stages and targets. Only for whoever holds the lock."""
-    for path in [*run.glob("stages/.*"), *run.glob("targets/.*")]:
+    """Remove what killed processes left half-written among stages and targets, and the checkpoints of stages that are
+    finished all the same. Only for whoever holds the lock.
+    """
+    working = [*run.glob("stages/*.checkpoint"), *run.glob("stages/*.dense")]
+    done = [path for path in working if path.with_suffix("").is_dir()]
+    for path in [*run.glob("stages/.*"), *run.glob("targets/.*"), *done]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -6,7 +6,7 @@ they are many the live network runs once a batch, for all siblings together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,16 +25,14 @@ Progress = Callable[[int, int], None]  # images done, images in all
 
 @dataclass(frozen=True)
 class Cached:
-    """Outputs computed before: dense, float32 [views, N, width], and logits, float32 [views, N, classes]."""
+    """Outputs computed before, by name: `dense` and `logits`, or one of them, float32 [views, N, width]."""
 
-    dense: Tensor
-    logits: Tensor
+    outputs: Mapping[str, Tensor]
     needs_images = False
 
     def __call__(self, batch: Batch, images: Tensor | None) -> dict[str, Tensor]:
-        """`dense` and `logits` of a batch; the images are not looked at."""
-        where = (batch.views, batch.samples)
-        return {"dense": self.dense[where], "logits": self.logits[where]}
+        """Those outputs of a batch; the images are not looked at."""
+        return {name: output[batch.views, batch.samples] for name, output in self.outputs.items()}
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Live:
 
 @dataclass(frozen=True)
 class Rest:
-    """What a network leaves over of another one's outputs: theirs less its own."""
+    """What a network leaves over of another one's dense vector: theirs less its own."""
 
     whole: Cached | Live
     known: Cached | Live
@@ -66,9 +64,8 @@ class Rest:
         return self.whole.needs_images or self.known.needs_images
 
     def __call__(self, batch: Batch, images: Tensor | None) -> dict[str, Tensor]:
-        """`dense` and `logits` of a batch of normalised images, float32 [batch, C, H, W]."""
-        whole, known = self.whole(batch, images), self.known(batch, images)
-        return {what: whole[what] - known[what] for what in ("dense", "logits")}
+        """`dense` of a batch of normalised images, float32 [batch, C, H, W]."""
+        return {"dense": self.whole(batch, images)["dense"] - self.known(batch, images)["dense"]}
 
 
 Targets = Cached | Live | Rest
@@ -79,41 +76,47 @@ def targets(
     data: Samples,
     folder: Path,
     *,
+    wanted: Collection[str],
     epochs: int,
     progress: Progress,
-    layers: Collection[str] = (),
 ) -> Cached | Live:
     """The outputs of a finished network for training over `epochs`: from `folder`, computed into `folder`, or live.
 
-    They are cached when every view is seen about once or more, and all of them fit in CACHE_LIMIT_BYTES. Maps of `layers`
-    are a hundred times as large as a dense vector, so they are never kept.
+    `wanted` are `dense`, `logits` and names of layers. They are cached when every view is seen about once or more, and
+    all of them fit in CACHE_LIMIT_BYTES. Maps of layers are a hundred times as large as a dense vector, so they are never
+    kept.
     """
     network.eval()
-    width = network.head.in_features + network.head.out_features
-    if layers or data.views.count > epochs or data.views.count * len(data) * width * 4 > CACHE_LIMIT_BYTES:
+    widths = _widths(network)
+    width = sum(widths.get(name, 0) for name in wanted)
+    if layers := [name for name in wanted if name not in widths]:
         return Live(network, layers)
-    device = data.images.device
+    if data.views.count > epochs or data.views.count * len(data) * width * 4 > CACHE_LIMIT_BYTES:
+        return Live(network)
     if not folder.is_dir():
-        outputs = compute(network, data, progress)
+        made = compute(network, data, wanted, progress)
         with new_folder(folder) as temporary:
-            save_tensors(temporary / "outputs.safetensors", {"dense": outputs.dense, "logits": outputs.logits})
+            save_tensors(temporary / "outputs.safetensors", made.outputs)
             write_json(temporary / "outputs.json", {"outputs_sha256": sha256(temporary / "outputs.safetensors")})
-        return outputs
+        return made
     digest = read_document(folder / "outputs.json").get("outputs_sha256", "(none)")
     tensors = load_tensors(folder / "outputs.safetensors", digest)
-    return Cached(tensors["dense"].to(device), tensors["logits"].to(device))
+    return Cached({name: tensors[name].to(data.images.device) for name in wanted})
 
 
-def compute(network: Network, data: Samples, progress: Progress) -> Cached:
-    """The outputs of `network` for every sample in every view."""
-    views, samples, head = data.views.count, len(data), network.head
-    dense = torch.empty(views, samples, head.in_features, device=data.images.device)
-    logits = torch.empty(views, samples, head.out_features, device=data.images.device)
+def compute(network: Network, data: Samples, wanted: Collection[str], progress: Progress) -> Cached:
+    """The `wanted` outputs of `network`, `dense` and `logits` or one of them, for every sample in every view."""
+    views, samples, device, widths = data.views.count, len(data), data.images.device, _widths(network)
+    outputs = {name: torch.empty(views, samples, widths[name], device=device) for name in wanted}
     live, done = Live(network), 0
-    for batch in all_views(samples, data.views, BATCH, data.images.device):
-        outputs = live(batch, data.seen(batch.samples, batch.views))
-        where = (batch.views, batch.samples)
-        dense[where], logits[where] = outputs["dense"], outputs["logits"]
+    for batch in all_views(samples, data.views, BATCH, device):
+        given = live(batch, data.seen(batch.samples, batch.views))
+        for name, output in outputs.items():
+            output[batch.views, batch.samples] = given[name]
         done += len(batch.samples)
         progress(done, views * samples)
-    return Cached(dense, logits)
+    return Cached(outputs)
+
+
+def _widths(network: Network) -> dict[str, int]:
+    return {"dense": network.head.in_features, "logits": network.head.out_features}

@@ -149,7 +149,7 @@ def test_a_finished_run_holds_its_stages_and_nothing_half_done(finished: Path) -
     run = open_run(finished / "tiny")
     assert [stage.name for stage in run.stages] == [TEACHER, STUDENTS, HEAD]
     files = [f"{stage.folder}/{name}" for stage in run.stages for name in ("stage.json", "weights.safetensors")]
-    targets = f"targets/{run.stages[0].key[:16]}-flip1-shift0"
+    targets = f"targets/{run.stages[0].key[:16]}-flip1-shift0-dense"
     files += [f"{targets}/{name}" for name in ("outputs.json", "outputs.safetensors")]
     assert tree(finished / "tiny") == sorted([".lock", "run.json", *files])
 
@@ -229,7 +229,7 @@ def test_students_learn_from_their_teachers_outputs_over_their_own_views(copied:
     run = distill(straight, runs=copied, data_dir=data_dir, device="cpu")
     key = run.stages[0].key[:16]
     both, one = (
-        load_tensors(run.path / "targets" / f"{key}-flip{flip}-shift0" / "outputs.safetensors") for flip in (1, 0)
+        load_tensors(run.path / "targets" / f"{key}-flip{flip}-shift0-dense" / "outputs.safetensors") for flip in (1, 0)
     )
     assert (both["dense"].shape, one["dense"].shape) == ((2, 540, 64), (1, 540, 64))
     torch.testing.assert_close(one["dense"][0], both["dense"][0], rtol=1e-4, atol=1e-5)
@@ -243,11 +243,11 @@ def test_students_that_see_half_of_the_images_learn_the_teachers_outputs_for_tho
     assert run.stages[0].key == open_run(copied / "tiny").stages[0].key
     key = run.stages[0].key[:16]
     all_of_them, first_half = (
-        load_tensors(run.path / "targets" / f"{key}-flip1-shift0{which}" / "outputs.safetensors")
+        load_tensors(run.path / "targets" / f"{key}-flip1-shift0{which}-dense" / "outputs.safetensors")
         for which in ("", "-fraction0.5")
     )
-    assert (all_of_them["logits"].shape[1], first_half["logits"].shape[1]) == (540, 270)
-    torch.testing.assert_close(first_half["logits"], all_of_them["logits"][:, :270], rtol=1e-4, atol=1e-5)
+    assert (all_of_them["dense"].shape[1], first_half["dense"].shape[1]) == (540, 270)
+    torch.testing.assert_close(first_half["dense"], all_of_them["dense"][:, :270], rtol=1e-4, atol=1e-5)
 
 
 def test_a_specialist_sees_the_images_of_its_classes(copied: Path, data_dir: Path) -> None:
@@ -256,8 +256,20 @@ def test_a_specialist_sees_the_images_of_its_classes(copied: Path, data_dir: Pat
     assert run.stages[0].key == open_run(copied / "tiny").stages[0].key
     dataset = load("fashion-mnist", data_dir)
     labels = dataset.train_labels[split(700, 0, 100, 60).train]
-    folder = run.path / "targets" / f"{run.stages[0].key[:16]}-flip1-shift0-classesBag+0"
-    assert load_tensors(folder / "outputs.safetensors")["logits"].shape[1] == np.isin(labels, [0, 8]).sum()
+    folder = run.path / "targets" / f"{run.stages[0].key[:16]}-flip1-shift0-classesBag+0-dense"
+    assert load_tensors(folder / "outputs.safetensors")["dense"].shape[1] == np.isin(labels, [0, 8]).sum()
+
+
+def test_a_student_may_start_with_the_mean_of_an_ensembles_heads(tmp_path: Path, data_dir: Path) -> None:
+    text = "name: tiny\ndata: {name: fashion-mnist, validation: 100, calibration: 10, limit: 200}\nnetworks:\n"
+    text += "  pair: {model: mlp-8, count: 2, split: none, fit: {epochs: 1}}\n"
+    text += "  s: {model: mlp-16, learns: [{from: pair, loss: mse}], fit: {epochs: 1}, head: {from: pair}}\n"
+    recipe = parse_recipe(text)
+    run = distill(recipe, runs=tmp_path, data_dir=data_dir, device="cpu")
+    heads = finished_network(run, recipe, "pair", "fit pair").heads()
+    ours = finished_network(run, recipe, "s", "fit s").head
+    torch.testing.assert_close(ours.weight, torch.cat([head.weight for head in heads], 1) / 2)
+    torch.testing.assert_close(ours.bias, (heads[0].bias + heads[1].bias) / 2)
 
 
 def test_each_member_of_an_ensemble_starts_with_the_teachers_head(copied: Path, data_dir: Path) -> None:
@@ -489,6 +501,9 @@ def test_what_a_kill_left_half_written_is_removed(copied: Path, finished: Path, 
     """Teachers' outputs may have hundreds of megabytes, and nobody would look for them."""
     for left in ("stages/.fit-teacher-1.x", "targets/.1-flip0-shift0.x"):
         store.write_bytes(copied / "tiny" / left / "outputs.safetensors", b"half")
+    done = stage_folder(copied, HEAD).relative_to(copied)
+    store.write_bytes(copied / f"{done}.checkpoint", b"of a stage that was finished all the same")
+    store.write_bytes(copied / f"{done}.dense" / "outputs.safetensors", b"of its frozen members")
     distill(tiny, runs=copied, data_dir=data_dir, device="cpu")
     assert tree(copied) == tree(finished)
 
@@ -516,6 +531,22 @@ def test_a_stop_says_what_is_kept_and_goes_on_from_there(
     assert run_alone(tmp_path, data_dir, every_s=1e9) == ""
     assert trained(tmp_path) == trained(finished)
     assert tree(tmp_path) == tree(finished)
+
+
+def test_a_stop_in_a_stage_that_does_not_look_is_heard_after_it(copied: Path, data_dir: Path) -> None:
+    """Or whoever distils several runs would go on with the next one."""
+    text = TINY + "  both: {members: [teacher, students], merge: mean}\n"
+    ensemble = parse_recipe(text.replace("name: tiny", "name: two"))
+
+    class Stopped(Heard):
+        def note(self, text: str) -> None:
+            if text.startswith("merge both:"):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match=r"^Stopped after 'merge both'\. Run the same command again to go on"):
+        distill(ensemble, runs=copied, data_dir=data_dir, device="cpu", progress=Stopped())
+    run = distill(ensemble, runs=copied, data_dir=data_dir, device="cpu")
+    assert summary(run)["networks"][-1]["name"] == "both"
 
 
 def test_ctrl_c_in_the_terminal(data_dir: Path, tmp_path: Path) -> None:
@@ -581,6 +612,36 @@ def test_a_teacher_that_was_changed_teaches_nobody(copied: Path, finished: Path,
     shutil.rmtree(file.parent)
     assert run_alone(copied, data_dir) == ""
     assert trained(copied) == trained(finished)
+
+
+@pytest.mark.parametrize("damaged", ["stages/fit-teacher-*", "targets/*"])
+def test_what_is_damaged_in_another_run_is_made_anew(
+    copied: Path, finished: Path, data_dir: Path, damaged: str
+) -> None:
+    """Else its message, to delete the folder, would bring the same damage back from there."""
+    (folder,) = (copied / "tiny").glob(damaged)
+    (file,) = folder.glob("*.safetensors")
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    heard = Heard()
+    other = parse_recipe(TINY.replace("name: tiny", "name: other"))
+    shutil.rmtree(stage_folder(copied, STUDENTS))  # so that the teacher's outputs are needed
+    run = distill(other, runs=copied, data_dir=data_dir, device="cpu", progress=heard)
+    assert f"{folder} is damaged and not taken over" in heard.notes
+    assert sha256(run.stage(STUDENTS) / "weights.safetensors") == sha256(
+        stage_folder(finished, STUDENTS) / "weights.safetensors"
+    )
+
+
+def test_one_image_alone_teaches_batch_norm_nothing(tmp_path: Path, data_dir: Path) -> None:
+    text = "name: tiny\ndata: {name: fashion-mnist, validation: 100, calibration: 10, limit: 111}\n"
+    text += "networks:\n  s: {model: compact-4, fit: {epochs: 1, batch_size: 10}}\n"
+    said = (
+        "networks.s.fit.batch_size: 10 leaves one of 111 images alone in the last batch, and batch norm learns nothing from "
+        "one image. Choose another batch size."
+    )
+    with pytest.raises(TrainingError, match=f"^{said}$"):
+        distill(parse_recipe(text), runs=tmp_path, data_dir=data_dir, device="cpu")
+    distill(parse_recipe(text.replace("size: 10}", "size: 9}")), runs=tmp_path, data_dir=data_dir, device="cpu")
 
 
 def test_a_loss_that_is_no_number_keeps_the_stages_before_it(copied: Path, finished: Path, data_dir: Path) -> None:

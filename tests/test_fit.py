@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def outputs(width: int, seed: int = 0, views: int = 1) -> Cached:
     """A teacher's outputs, drawn."""
     generator = torch.Generator().manual_seed(seed)
     dense = torch.randn(views, SAMPLES, width, generator=generator)
-    return Cached(dense, torch.randn(views, SAMPLES, 10, generator=generator))
+    return Cached({"dense": dense, "logits": torch.randn(views, SAMPLES, 10, generator=generator)})
 
 
 def train(
@@ -156,7 +157,7 @@ def test_a_linear_model_is_trained_as_the_papers_say(tmp_path: Path, optimizer: 
     losses = []
     steps = 3 * math.ceil(SAMPLES / 32)
     for number, batch in enumerate(order(settings)):
-        x, y = frozen.dense[0, batch.samples].double().numpy(), labels[batch.samples.numpy()]
+        x, y = frozen.outputs["dense"][0, batch.samples].double().numpy(), labels[batch.samples.numpy()]
         logits = x @ value["weight"].T + value["bias"]
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         losses.append(-np.log(p[np.arange(len(y)), y]).mean())
@@ -236,7 +237,7 @@ def test_siblings_trained_together_are_siblings_trained_alone(tmp_path: Path) ->
     lesson = MSE.model_validate({"from": "teacher", "weight": 2})
     train(together, [Taught(lesson, source)], settings, tmp_path / "together")
     for number, one in enumerate(alone):
-        chunk = Cached(source.dense[:, :, 6 * number : 6 * number + 6].contiguous(), source.logits)
+        chunk = Cached({"dense": source.outputs["dense"][:, :, 6 * number : 6 * number + 6].contiguous()})
         train(one, [Taught(MSE_LESSON, chunk)], settings, tmp_path / str(number))
         for name, tensor in one.members[0].state_dict().items():
             torch.testing.assert_close(together.members[number].state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
@@ -295,7 +296,7 @@ def test_of_a_lesson_with_drop_each_step_leaves_other_sources_out() -> None:
 def test_every_step_drops_anew_and_a_resumed_training_drops_the_same(tmp_path: Path) -> None:
     """Three teachers of one class each: which of them are heard is in the losses, step by step."""
     lesson = MSE.model_validate({"from": ["a", "b", "c"], "drop": 2}).share()
-    constant = [Cached(torch.full((1, SAMPLES, 6), 100.0 * n), torch.zeros(1, SAMPLES, 10)) for n in range(3)]
+    constant = [Cached({"dense": torch.full((1, SAMPLES, 6), 100.0 * n)}) for n in range(3)]
     taught, settings = [Taught(lesson, source) for source in constant], Fit(epochs=2, batch_size=8)
     whole, resumed = network("mlp-6"), network("mlp-6")
     heard: list[float] = []
@@ -382,7 +383,7 @@ def test_live_and_cached_teachers_teach_the_same(tmp_path: Path) -> None:
     teacher, data = network("mlp-12", seed=3).eval(), images()
     seen = normalise(data.images, INFO)
     with torch.no_grad():
-        cached = Cached(teacher.dense(seen)[None], teacher(seen)[None])
+        cached = Cached({"dense": teacher.dense(seen)[None], "logits": teacher(seen)[None]})
     found = []
     for name, source in (("live", Live(teacher)), ("cached", cached)):
         student = network("mlp-6", "mlp-6")
@@ -484,6 +485,18 @@ def test_a_resumed_ensemble_of_peers_ends_in_the_same_bytes(tmp_path: Path) -> N
     assert weights(resumed) == weights(whole)
 
 
+def test_the_time_before_a_stop_counts(tmp_path: Path) -> None:
+    settings, asked = Fit(epochs=1, batch_size=8), itertools.count(1)
+
+    def slow(seen: Seen) -> None:
+        time.sleep(0.2 if seen.step == 20 else 0)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(network("mlp-4"), LABELS, settings, tmp_path, watch=slow, stop=lambda: next(asked) == 22)
+    (epoch,) = train(network("mlp-4"), LABELS, settings, tmp_path)
+    assert epoch["seconds"] > 0.2
+
+
 @pytest.mark.parametrize("calls", range(1, 12))
 def test_a_stop_between_any_two_steps_saves_what_was_done(tmp_path: Path, calls: int) -> None:
     settings, asked = Fit(epochs=2, batch_size=8), itertools.count(1)
@@ -562,6 +575,18 @@ def test_weights_that_are_no_numbers_are_never_finished(tmp_path: Path) -> None:
     settings = Fit.model_validate({"epochs": 1, "batch_size": SAMPLES, "optimizer": "sgd", "lr": 1e39, "warmup": 0})
     with pytest.raises(TrainingError, match=r"A weight became infinite or nan at step 1 of 1 \(epoch 1\)"):
         train(network("mlp-4"), LABELS, settings, tmp_path)
+
+
+def test_parts_of_lessons_that_are_no_numbers_are_never_kept(tmp_path: Path) -> None:
+    """Else the last good checkpoint would be a bad one. The network's own rate is harmless."""
+    settings = Fit.model_validate({"epochs": 1, "batch_size": 8, "optimizer": "sgd", "lr": 1e-6, "warmup": 0})
+    with pytest.raises(TrainingError, match=r"A weight became infinite or nan at step 1 of 25"):
+        train(
+            *(network("mlp-12"), [adversarial(2, 12, discriminator_lr=1e45)], settings, tmp_path),
+            every_s=0,
+            stop=lambda: True,
+        )
+    assert not (tmp_path / "checkpoint").exists()
 
 
 def checkpoint(folder: Path) -> Path:

@@ -160,6 +160,15 @@ def test_a_stopped_synthesis_goes_on_and_ends_in_the_same_images(tmp_path: Path)
         again = made(folder)
         assert np.array_equal(again.images, whole.images)
         assert (again.divergence_noise, again.divergence) == (whole.divergence_noise, whole.divergence)
+        assert again.seconds > spent_s(folder)
+
+
+def spent_s(folder: Path) -> float:
+    """The time that a checkpoint remembers."""
+    with np.load(folder / "checkpoint") as content:
+        remembered = float(content["spent_s"])
+    assert remembered > 0
+    return remembered
 
 
 def test_a_killed_synthesis_repeats_no_batch_of_its_checkpoint(tmp_path: Path) -> None:

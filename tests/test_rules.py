@@ -172,6 +172,14 @@ def test_what_another_network_leaves_over_has_the_width_of_both(minus: str, mess
         assert parse_recipe(text).networks["x"].sources == ("t", "s")
 
 
+def test_the_rest_of_what_peers_give_is_not_learned() -> None:
+    lessons = "learns: [{from: peers, minus: s, loss: mse}]"
+    text = f"{HEAD}  s: {{model: kd-student}}\n  x: {{model: kd-student, count: 2, split: none, {lessons}}}\n"
+    assert problem(text) == (
+        "bad.yaml:6: networks.x.learns[0].minus: what is left over is learned from a network, not from peers; remove `minus`"
+    )
+
+
 def test_members_of_a_group_that_learns_the_rest_are_not_improved() -> None:
     lessons = "learns: [{from: t, minus: s, loss: mse}]"
     improved = f"{{model: mlp-128, count: 2, improve: {{worst: 1, with: mlp-128}}, {lessons}}}"

@@ -106,7 +106,7 @@ def _our_loop(folder: Path, batch_size: int) -> Epoch:
     cpu = torch.device("cpu")
     samples = Samples.to(cpu, data.train_images[:IMAGES], data.train_labels[:IMAGES], data.info, views)
     few = Samples(samples.images[:10], samples.labels[:10], data.info, Views())  # fit validates after an epoch
-    cached = compute(teacher, samples, lambda done, total: None)
+    cached = compute(teacher, samples, ["dense"], lambda done, total: None)
 
     def epoch(number: int) -> int:
         fit(

@@ -144,8 +144,11 @@ def _names(networks: dict[str, _Network], names: list[str]) -> Iterator[Finding]
             if source == "labels" and loss not in ("", "cross_entropy"):
                 yield at, f"{loss} learns from a network; from labels learn with loss: cross_entropy"
         for at, minus in network.minus:
-            if any(where[:4] == at[:4] and source == minus for where, _, source in network.lessons):
+            of = [source for where, _, source in network.lessons if where[:4] == at[:4]]
+            if minus in of:
                 yield at, f"nothing of {minus!r} is left over without {minus!r}; name another network"
+            if "peers" in of:
+                yield at, "what is left over is learned from a network, not from peers; remove `minus`"
         for at, drop in network.drops:
             count = sum(where[:5] == (*at[:4], "from") and len(where) > 5 for where, _, _ in network.lessons)
             if drop >= count:
