@@ -259,7 +259,7 @@ def test_members_of_an_ensemble_are_networks_trained_alone(tmp_path: Path, optim
 
 
 def test_peers_teach_the_mean_of_their_softened_outputs_and_learn_nothing_from_it() -> None:
-    """Loss and gradient of three members, each on a target of two constants (Zhang et al. 2018, Eqs. 11 and 12)."""
+    """Loss and gradient of three members, each on a target of two constants (Zhang et al. 2018)."""
     trained, data = ensemble(3), images()
     alone = copies(trained)
     batch = Batch(torch.tensor([3, 1, 4, 15, 92]), torch.zeros(5, dtype=torch.int64))
