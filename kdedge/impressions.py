@@ -100,19 +100,13 @@ def synthesize(
     wanted = torch.from_numpy(wanted_outputs(similarity, settings, stable_seed(seed, "outputs"))).to(device)
     made, spent_s = _resume(checkpoint)
     first, began, saved_at = sum(map(len, made)), time.monotonic(), time.monotonic()
-
-    def save() -> None:
-        content = io.BytesIO()
-        np.savez(content, *made, spent_s=spent_s + time.monotonic() - began)
-        write_bytes(checkpoint, content.getvalue())
-
     batches = list(enumerate(torch.split(wanted, settings.batch_size)))
     for number, targets in batches[len(made) :]:
         batch = _noise(seed, number, targets, info, settings.noise).requires_grad_()
         optimizer = torch.optim.Adam([batch], settings.lr)
         for _ in range(settings.steps):
             if stop():
-                save()
+                _save(checkpoint, made, spent_s + time.monotonic() - began)
                 raise KeyboardInterrupt
             loss = divergence(network, 255 * batch, targets, info, settings.temperature)
             optimizer.zero_grad()
@@ -123,7 +117,7 @@ def synthesize(
         done = sum(map(len, made))
         watch(done, len(wanted), loss.mean().item(), (done - first) / (time.monotonic() - began))
         if time.monotonic() - saved_at > checkpoint_every_s:
-            save()
+            _save(checkpoint, made, spent_s + time.monotonic() - began)
             saved_at = time.monotonic()
 
     def mean_divergence(pixels: Callable[[int, Tensor], Tensor]) -> float:
@@ -145,6 +139,12 @@ def _noise(seed: int, number: int, targets: Tensor, info: DatasetInfo, brightest
     """What a batch starts as, float32 on the scale from 0 to 1 that `lr` is for. Drawn on the CPU, so that devices agree."""
     generator = torch.Generator().manual_seed(stable_seed(seed, "noise", number))
     return (torch.rand(len(targets), *info.shape, generator=generator) * brightest).to(targets.device)
+
+
+def _save(checkpoint: Path, made: list[NDArray[np.uint8]], spent_s: float) -> None:
+    content = io.BytesIO()
+    np.savez(content, *made, spent_s=spent_s)
+    write_bytes(checkpoint, content.getvalue())
 
 
 def _resume(checkpoint: Path) -> tuple[list[NDArray[np.uint8]], float]:

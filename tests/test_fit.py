@@ -555,7 +555,7 @@ def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(tmp_path: Path)
     def watch(seen: Seen) -> None:
         looks.append(seen.step)
         if seen.step == 25:
-            source.dense.fill_(math.nan)
+            source.outputs["dense"].fill_(math.nan)
 
     with pytest.raises(TrainingError) as error:
         train(
