@@ -33,7 +33,7 @@ SET = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change the recipe, e.g. networks.teacher.fit.epochs=2.",
+    help="Change the recipe, in all of its variants, e.g. networks.teacher.fit.epochs=2.",
 )
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 RUN = click.argument("run", type=click.Path(path_type=Path), required=False)

@@ -21,7 +21,7 @@ from pydantic import (
 from kdedge.losses import LOSSES, OF_MEMBERS, Lesson
 from kdedge.losses.dense import MSE
 from kdedge.losses.lesson import FromList
-from kdedge.losses.logits import CrossEntropy
+from kdedge.losses.logits import KD, CrossEntropy
 from kdedge.models import catalog
 from kdedge.recipe_images import Augment, Data, Fields, Impressions, View
 from kdedge.recipe_values import (
@@ -116,6 +116,14 @@ class Network(Fields):
             raise ValueError(f"expected {len(model)}, because `model` lists {len(model)}, got {count}")
         return count
 
+    @field_validator("learns")
+    @classmethod
+    def _not_from_peers_alone(cls, learns: tuple[Lesson, ...]) -> tuple[Lesson, ...]:
+        if all(one.source == "peers" and not (isinstance(one, KD) and one.alpha < 1) for one in learns):
+            hint = "add a lesson from labels, such as {from: labels, loss: cross_entropy}, or from a network"
+            raise ValueError(f"members that learn from one another alone learn nothing of the images; {hint}")
+        return learns
+
     @field_validator("impressions")
     @classmethod
     def _have_no_labels(cls, impressions: Impressions | None, info: ValidationInfo) -> Impressions | None:
@@ -208,12 +216,13 @@ class Recipe(Fields):
     name: RunName = Field(examples=["tcn4"])
     seed: Seed = 0
     seeds: Annotated[tuple[Seed, ...], FromList] = Field(
-        (), max_length=100, description="run with each; not with `seed`"
+        (), max_length=100, description="run with each; not with `seed`", examples=[[0, 1, 2]]
     )
     variants: dict[Slug, dict[str, Any]] = Field(
         {},
         max_length=100,
-        description="run each: its name, and what it changes, such as networks.students.fit.epochs: 5",
+        description="run each: its name, and what it changes",
+        examples=[{"wide": {"networks.students.count": 4}}],
     )
     data: Data = Field(examples=[{"name": "fashion-mnist"}])
     networks: dict[NetworkName, Network] = Field(
@@ -224,7 +233,9 @@ class Recipe(Fields):
     )
     deploy: Deploy = Deploy()
     bench: Bench = Bench()
-    reference: Annotated[tuple[Reference, ...], FromList] = Field((), max_length=1000)
+    reference: Annotated[tuple[Reference, ...], FromList] = Field(
+        (), max_length=1000, examples=[[{"network": "students", "accuracy": 86.54, "printed": "Table 3"}]]
+    )
 
     @property
     def variant(self) -> str | None:

@@ -19,6 +19,7 @@ from kdedge.data import catalog as datasets
 from kdedge.losses.lesson import ClassName, FromList
 from kdedge.losses.logits import Temperature
 from kdedge.recipe_values import DatasetName, PositiveFloat, Seed
+from kdedge.rules.data import CALIBRATION, VALIDATION
 
 
 class Fields(BaseModel):
@@ -37,8 +38,8 @@ class Data(Fields):
         description="rgb32: images of 28x28 padded to 32x32, on three channels, for networks of CIFAR-10",
     )
     split_seed: Seed = 0
-    validation: int = Field(5000, ge=100, description="training images kept for selection and gates")
-    calibration: int = Field(512, ge=1, description="training images kept for int8 calibration")
+    validation: int = Field(VALIDATION, ge=100, description="training images kept for selection and gates")
+    calibration: int = Field(CALIBRATION, ge=1, description="training images kept for int8 calibration")
     limit: int | None = Field(None, ge=1, description="train on that many images only")
 
     @field_validator("as_")
@@ -114,5 +115,9 @@ class Impressions(Fields):
     noise: float = Field(1.0, ge=0, le=1, description="they start as random pixels from 0 to this")
     temperature: Temperature = 20.0
     betas: Annotated[tuple[_Beta, ...], FromList] = Field(
-        (1.0, 0.1), min_length=1, max_length=16, description="scales of the classes' similarity; the smaller, the surer"
+        (1.0, 0.1),
+        min_length=1,
+        max_length=16,
+        description="scales of the classes' similarity; the smaller, the surer",
+        examples=[[1.0, 0.1]],
     )

@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from kdedge.errors import Problem, RecipeError
 from kdedge.recipe import Int8, Recipe
-from kdedge.recipe_reader import parse_recipe
+from kdedge.recipe_reader import parse_variants
 from kdedge.yaml_reader import read_text
 
 
 def load_recipes(path: str | Path, overrides: Sequence[str] = ()) -> list[Recipe]:
     """Every run that a recipe file asks for: each variant with each seed, or the one that it describes.
 
-    `overrides` are settings like `networks.teacher.fit.epochs=2`, made before the variant's own. Raises RecipeError.
+    `overrides` are settings like `networks.teacher.fit.epochs=2`; they hold in every variant. Raises RecipeError.
     """
-    text, source = read_text(Path(path)), str(path)
-    recipe = parse_recipe(text, source, overrides)
-    if not recipe.variants and not recipe.seeds:
-        return [recipe]
-    problems, recipes = [], []
-    for variant in recipe.variants or [None]:
-        try:
-            varied = parse_recipe(text, source, overrides, variant)
-        except RecipeError as error:
-            problems += [_in(problem, f"variants.{variant}") for problem in error.problems]
-            continue
-        recipes += [_run_of(varied, variant, seed) for seed in recipe.seeds or [None]]
-    if problems:
-        raise RecipeError(source, problems)
-    return recipes
-
-
-def _in(problem: Problem, variant: str) -> Problem:
-    return problem if problem.path.startswith(variant) else replace(problem, path=f"{variant}: {problem.path}")
+    recipes = parse_variants(read_text(Path(path)), str(path), overrides)
+    return [_run_of(recipe, variant, seed) for variant, recipe in recipes.items() for seed in recipe.seeds or [None]]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -48,7 +30,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _run_of(recipe: Recipe, variant: str | None, seed: int | None) -> Recipe:
-    """One run: one seed, and a name of its own in the recipe's folder, which says which variant it is."""
+    """One run: one seed, and, of several, a name of its own in the recipe's folder, which says which variant it is."""
+    if variant is None and seed is None:
+        return recipe
     parts = [] if variant is None else [variant]
     parts += [] if seed is None else [f"seed{seed}"]
     return recipe.model_copy(

@@ -39,6 +39,7 @@ _HINTS = {  # what PyYAML says -> what to do about it
     "unexpected end of stream": "a quote that is opened here is never closed",
     "'<stream end>'": "a bracket is never closed",
     "'\\t'": "a tab; YAML is separated by spaces",
+    "but got '['": 'text with a [ inside of { } needs quotes, such as "learns[0]"; learns.0 is the same',
     "cannot start any token": "text that starts with this character needs quotes",
 }
 

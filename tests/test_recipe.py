@@ -20,6 +20,7 @@ from kdedge.models import catalog
 from kdedge.recipe import json_schema
 from kdedge.recipe_reader import _CLASSES, parse_recipe, resolved_recipe
 from kdedge.variants import load_recipe, load_recipes, quick
+from kdedge.wording import expected, keys
 from kdedge.yaml_reader import read
 
 LOSS_NAMES = ", ".join(LOSSES)
@@ -279,6 +280,10 @@ def test_missing_keys_are_told_at_the_parent() -> None:
     [
         ("{model: 5}", "model: expected a value such as tcn-student-4, got 5"),
         ("{model: []}", "model: empty; write for example `model: tcn-student-4`"),
+        ("{model: kd-student, fit: {augment: true}}", "fit.augment: expected a mapping with keys such as flip, got true"),
+        ("{model: kd-student, learns: [t]}", "learns[0]: expected a lesson, such as {from: teacher, loss: kd}, got 't'"),
+        ("{model: kd-student, learns: [{from: t, loss: [kd]}]}",
+         f"learns[0].loss: expected a loss, got a list; write one of {LOSS_NAMES}"),
         ("{model: kd-student, fit: }", "fit: expected a mapping with keys such as epochs, got nothing"),
         ("{model: kd-student, head: [t]}", "head: expected a mapping with keys such as from, got a list"),
         ("{model: kd-student, count: 65}", "count: expected a whole number from 1 to 64, got 65"),
@@ -305,6 +310,28 @@ def test_missing_keys_are_told_at_the_parent() -> None:
 )  # fmt: skip
 def test_one_problem_in_a_network(line: str, message: str) -> None:
     assert network(line) == f"bad.yaml:5: networks.x.{message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("reference: [3]", "reference[0]: expected an accuracy, such as {network: students, accuracy: 86.54, "
+                           "printed: Table 3}, got 3"),
+        ("reference: 3", "reference: expected a value such as [{network: students, accuracy: 86.54, printed: Table 3}], got 3"),
+        ("deploy: {int8: 3}", "deploy.int8: expected a mapping with keys such as max_drop_points, got 3"),
+        ("bench: []", "bench: expected a mapping with keys such as threads, got a list"),
+        ("seeds: [a]", "seeds[0]: expected a whole number, got 'a'"),
+    ],
+)  # fmt: skip
+def test_what_is_expected_beside_the_networks(text: str, message: str) -> None:
+    assert problems(f"{HEAD}{text}\n") == [f"bad.yaml:5: {message}"]
+
+
+def test_only_of_text_text_is_expected() -> None:
+    """Every other key has an example, or a type that words describe."""
+    for kind in {*_CLASSES.values(), *LOSSES.values()}:
+        for key, field in keys(kind).items():
+            assert expected(field) != "text" or field.annotation in (str, str | None) or key == "from", (kind, key)
 
 
 def test_a_network_that_is_none() -> None:

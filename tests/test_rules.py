@@ -100,6 +100,27 @@ def test_only_members_of_an_ensemble_have_peers(line: str, message: str) -> None
     assert network(line) == f"bad.yaml:5: networks.x.{message}"
 
 
+@pytest.mark.parametrize(
+    ("lessons", "enough"),
+    [
+        ("{from: peers, loss: kd, alpha: 1}", False),
+        ("{from: peers, loss: dist}, {from: peers, loss: mse}", False),
+        ("{from: peers, loss: kd}", True),  # which is of the labels, too
+        ("{from: peers, loss: kd, alpha: 1}, {from: labels, loss: cross_entropy}", True),
+        ("{from: peers, loss: kd, alpha: 1}, {from: t, loss: kd, alpha: 1}", True),
+    ],
+)
+def test_peers_alone_know_nothing_of_the_images(lessons: str, enough: bool) -> None:
+    line = f"{{model: mlp-9, count: 2, split: none, learns: [{lessons}]}}"
+    if enough:
+        assert parse_recipe(f"{HEAD}  x: {line}").networks["x"].is_group
+    else:
+        assert network(line) == (
+            "bad.yaml:5: networks.x.learns: members that learn from one another alone learn nothing of the images; "
+            "add a lesson from labels, such as {from: labels, loss: cross_entropy}, or from a network"
+        )
+
+
 def test_members_of_an_ensemble_may_differ() -> None:
     found = parse_recipe(HEAD + "  x: {model: [mlp-9, mlp-8], split: none, learns: [{from: peers, loss: kd}]}").networks
     assert (found["x"].widths, found["x"].sources) == ((9, 8), ())
@@ -173,10 +194,10 @@ def test_what_another_network_leaves_over_has_the_width_of_both(minus: str, mess
 
 
 def test_the_rest_of_what_peers_give_is_not_learned() -> None:
-    lessons = "learns: [{from: peers, minus: s, loss: mse}]"
+    lessons = "learns: [{from: labels, loss: cross_entropy}, {from: peers, minus: s, loss: mse}]"
     text = f"{HEAD}  s: {{model: kd-student}}\n  x: {{model: kd-student, count: 2, split: none, {lessons}}}\n"
     assert problem(text) == (
-        "bad.yaml:6: networks.x.learns[0].minus: what is left over is learned from a network, not from peers; remove `minus`"
+        "bad.yaml:6: networks.x.learns[1].minus: what is left over is learned from a network, not from peers; remove `minus`"
     )
 
 
@@ -240,6 +261,28 @@ def test_models_see_the_images_of_the_dataset() -> None:
         "resnet-A-B-C-D, resnet-A-B-C-D-sN"
         for line, name, model in [(5, "teacher", "tcn-teacher"), (8, "students", "tcn-student-4")]
     ]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("{name: mnist, validation: 50000, calibration: 9999}", ""),
+        ("{name: mnist, limit: 100000}", ""),
+        ("{name: mnist, validation: 50000, calibration: 10000}",
+         "validation (50,000) and calibration (10,000) leave nothing to train on of 60,000 images; keep fewer"),
+        ("{name: cifar10, calibration: 45000}",
+         "validation (5,000) and calibration (45,000) leave nothing to train on of 50,000 images; keep fewer"),
+        ("{name: mnist, validation: 60000, limit: 10}",
+         "validation (60,000) and calibration (512) leave nothing to train on of 60,000 images; keep fewer"),
+    ],
+)  # fmt: skip
+def test_of_the_published_images_some_are_left_to_train_on(data: str, message: str) -> None:
+    model = "lenet5" if "cifar" in data else "mlp-9"
+    text = f"name: a\ndata: {data}\nnetworks: {{t: {{model: {model}}}}}\n"
+    if message:
+        assert problem(text) == f"bad.yaml:2: data: {message}"
+    else:
+        parse_recipe(text)
 
 
 def test_images_of_one_channel_can_be_shown_to_networks_of_cifar10() -> None:
@@ -400,7 +443,7 @@ HINT = "learn from a network alone, such as {from: t, loss: kd, alpha: 1}"
         ("learns: [{from: t, loss: kd, alpha: 1}], head: {from: t, fine_tune_epochs: 1}, view: {per_class: 3}, impressions: {from: t}",
          f"impressions: these images have no labels, which head.fine_tune_epochs, view.per_class would need; {HINT}"),
         ("learns: [{from: t, loss: kd, alpha: 1}], impressions: {from: t, betas: []}",
-         "impressions.betas: empty; at least one entry is needed"),
+         "impressions.betas: empty; write for example `betas: [1.0, 0.1]`"),
         ("learns: [{from: t, loss: kd, alpha: 1}], impressions: {from: t, betas: [1, 0.01]}",
          "impressions.betas[1]: expected a number of at least 0.05, got 0.01"),
         ("learns: [{from: t, loss: kd, alpha: 1}], impressions: {from: t, step: 3}",

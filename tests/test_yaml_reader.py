@@ -58,6 +58,8 @@ def test_scalars_are_yaml_1_2(written: str, value: object) -> None:
                      "a ':' too many or a wrong indentation; text with ': ' in it needs quotes"]),
         ("a: [1", ["bad.yaml:1: not valid YAML (while parsing a flow sequence, expected ',' or ']', "
                    "but got '<stream end>'): a bracket is never closed"]),
+        ("{a[0].b: 1}", ["bad.yaml:1: not valid YAML (while parsing a flow mapping, expected ',' or '}', but got '['): "
+                         'text with a [ inside of { } needs quotes, such as "learns[0]"; learns.0 is the same']),
         ("a:\tb", ["bad.yaml:1: not valid YAML (while scanning for the next token, found character '\\t' "
                    "that cannot start any token): a tab; YAML is separated by spaces"]),
         ("a: 1\nb: \x07", ["bad.yaml:2: the character 0x07 is not allowed in YAML"]),

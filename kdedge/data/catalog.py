@@ -16,6 +16,7 @@ class DatasetInfo:
 
     shape: tuple[int, int, int]  # channels, height, width
     classes: tuple[str, ...]
+    train_images: int  # as many as are published; the files at hand may hold fewer
     mean: int  # in pixel units, 0 to 255
     std: float  # as a fraction of 255
     format: Literal["idx", "cifar"]  # which reader
@@ -36,10 +37,10 @@ _THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 # together have the mean of the means, 0.4734, and the variance mean(std^2) + var(means), that is a std of 0.2516.
 DATASETS = {
     "fashion-mnist": DatasetInfo(
-        (1, 28, 28), _CLOTHES, 73, 0.3530, "idx", "FashionMNIST", "FashionMNIST/raw", "dataset-fashion-mnist"
+        (1, 28, 28), _CLOTHES, 60_000, 73, 0.3530, "idx", "FashionMNIST", "FashionMNIST/raw", "dataset-fashion-mnist"
     ),
-    "mnist": DatasetInfo((1, 28, 28), tuple("0123456789"), 33, 0.3081, "idx", "MNIST", "MNIST/raw"),
-    "cifar10": DatasetInfo((3, 32, 32), _THINGS, 121, 0.2516, "cifar", "CIFAR10", "cifar-10-batches-py"),
+    "mnist": DatasetInfo((1, 28, 28), tuple("0123456789"), 60_000, 33, 0.3081, "idx", "MNIST", "MNIST/raw"),
+    "cifar10": DatasetInfo((3, 32, 32), _THINGS, 50_000, 121, 0.2516, "cifar", "CIFAR10", "cifar-10-batches-py"),
 }
 
 As = Literal["rgb32"]

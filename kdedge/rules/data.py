@@ -1,4 +1,4 @@
-"""What a recipe's networks may ask of the data: classes that there are, and pixels that images have."""
+"""What a recipe may ask of the data: images enough, classes that there are, and pixels that images have."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ from typing import Any
 
 from kdedge.data.catalog import DatasetInfo
 from kdedge.wording import KeyPath, unknown
+
+VALIDATION, CALIBRATION = 5000, 512  # training images that are kept, where a recipe does not say how many
+
+
+def check_sizes(
+    data: dict[str, Any], published: DatasetInfo, refused: Collection[KeyPath]
+) -> Iterator[tuple[KeyPath, str]]:
+    """That the plain values of `data` leave an image to train on. Files may hold fewer: then splits.py refuses the cut."""
+    if {("data", "validation"), ("data", "calibration")} & {*refused}:
+        return
+    validation, calibration = data.get("validation", VALIDATION), data.get("calibration", CALIBRATION)
+    if validation + calibration >= published.train_images:
+        kept = f"validation ({validation:,}) and calibration ({calibration:,})"
+        yield ("data",), f"{kept} leave nothing to train on of {published.train_images:,} images; keep fewer"
 
 
 def check(written: dict[str, Any], data: DatasetInfo, refused: Collection[KeyPath]) -> Iterator[tuple[KeyPath, str]]:

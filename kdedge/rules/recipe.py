@@ -55,8 +55,7 @@ class _Network:
 
 def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Finding]:
     """What does not fit together in a recipe of plain values; `refused` are the places already complained of."""
-    if recipe.get("seeds") and "seed" in recipe:
-        yield ("seed",), "remove it, or remove `seeds`, which says the same for several runs"
+    yield from _seeds(recipe, refused)
     written = recipe.get("networks")
     if not isinstance(written, dict) or ("networks",) in refused:
         return
@@ -66,7 +65,9 @@ def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Find
     images = recipe.get("data")
     if isinstance(images, dict) and "name" in images and not {("data",), ("data", "name"), ("data", "as")} & {*refused}:
         yield from _images(networks, images["name"], images.get("as"))
-        yield from data.check(written, datasets.find(images["name"], images.get("as")), refused)
+        dataset = datasets.find(images["name"], images.get("as"))
+        yield from data.check_sizes(images, dataset, refused)
+        yield from data.check(written, dataset, refused)
     yield from layers.check(written, refused)
     yield from merge.check(written, refused, lambda name: _width(name, networks))
     for network in networks.values():
@@ -74,19 +75,30 @@ def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Find
         yield from _chunks(network, networks)
         yield from _improve(network)
         yield from _logits(network)
-    yield from _references(recipe, list(written), refused)
+    yield from _references(recipe, list(written))
 
 
-def _references(recipe: dict[str, Any], networks: list[str], refused: Collection[KeyPath]) -> Iterator[Finding]:
+def _seeds(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Finding]:
+    seeds = recipe.get("seeds")
+    if seeds and "seed" in recipe:
+        yield ("seed",), "remove it, or remove `seeds`, which says the same for several runs"
+    listed = seeds if isinstance(seeds, list | tuple) else ()
+    for n, seed in enumerate(listed):
+        if seed in listed[:n] and ("seeds", n) not in refused:
+            yield ("seeds", n), f"{seed} is in the list twice"
+
+
+def _references(recipe: dict[str, Any], networks: list[str]) -> Iterator[Finding]:
     """Printed accuracies belong to networks and variants that are there."""
-    variants, references = recipe.get("variants") or {}, recipe.get("reference") or ()
+    variants, references = recipe.get("variants", {}), recipe.get("reference")
     for n, known in enumerate(references if isinstance(references, list | tuple) else ()):
         at: KeyPath = ("reference", n)
-        if not isinstance(known, dict) or any(path[:2] == at for path in refused):
+        if not isinstance(known, dict):
             continue
-        if known["network"] not in networks:
-            yield (*at, "network"), unknown("network", known["network"], networks)
-        if (variant := known.get("variant")) is not None and variant not in variants:
+        network, variant = known.get("network"), known.get("variant")
+        if isinstance(network, str) and network not in networks:
+            yield (*at, "network"), unknown("network", network, networks)
+        if isinstance(variant, str) and isinstance(variants, dict) and variant not in variants:
             yield (*at, "variant"), unknown("variant", variant, variants)
 
 
