@@ -56,30 +56,36 @@ class Adversarial(Lesson):
 
     def __call__(self, student: Tensor, target: Tensor, labels: Tensor, **weights: Tensor) -> Tensor:
         """Scalar from student and target, float [batch, width]; `labels` are not looked at."""
+        from torch import cat  # not above: `check` and `plan` read this file without torch
+
         s, d = (_chunks(vectors, len(weights["bias0"])) for vectors in (student, target))
         logit, rec = self._discriminate(s, {name: weight.detach() for name, weight in weights.items()})
         loss = _softplus(-logit).mean() + ((s if self.reading == "paper" else rec) - d).square().mean()
-        for seen, sign in ((d, -1), (s.detach(), 1)):
-            logit, rec = self._discriminate(seen, weights)
-            loss = loss + _softplus(sign * logit).mean() + (rec - d).square().mean()
-        return loss
+        # Both batches in one pass, as the discriminators' matrices are small: up to a third less time.
+        logit, rec = self._discriminate(cat((d, s.detach()), 2), weights)
+        real, fake = logit.unbind(2)
+        return loss + _softplus(-real).mean() + _softplus(fake).mean() + 2 * (rec - d).square().mean()
 
     def _discriminate(self, x: Tensor, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Of chunks, float [members, width, batch]: the logits of being real, [members, 1, batch], and the reconstruction."""
+        """Of chunks, float [members, width, batches, batch]: the logits of being real, with a width of 1, and the
+        reconstruction.
+        """
         from torch.nn import functional as F  # its fused layers take little more than half the time
 
+        batches = x.shape[2:]
+        x = x.flatten(2)
         for n in range(len(self.layers)):
             x = F.leaky_relu(weights[f"bias{n}"].baddbmm(weights[f"weight{n}"], x), 0.2)
             if n > 0:
-                x = F.layer_norm(x, x.shape[-1:])  # each unit over the batch, which comes last
+                x = F.layer_norm(x.view(len(x), -1, *batches), batches[1:]).flatten(2)  # each unit over each batch
                 x = weights[f"shift{n}"].addcmul(x, 1 + weights[f"gain{n}"])
         logit, rec = (weights[f"{name}_bias"].baddbmm(weights[f"{name}_weight"], x) for name in ("real", "rec"))
-        return logit, rec
+        return logit.view(len(x), -1, *batches), rec.view(len(x), -1, *batches)
 
 
 def _chunks(vectors: Tensor, members: int) -> Tensor:
-    """[batch, width] to [members, width / members, batch]."""
-    return vectors.reshape(len(vectors), members, -1).permute(1, 2, 0)
+    """[batch, width] to [members, width / members, 1, batch]."""
+    return vectors.reshape(len(vectors), members, -1).permute(1, 2, 0).unsqueeze(2)
 
 
 def _softplus(x: Tensor) -> Tensor:
