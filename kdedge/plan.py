@@ -126,7 +126,8 @@ def describe(recipes: Sequence[Recipe], runs: Path, data_dir: Path | None) -> li
 
     A stage is `finished` in the run's own folder, or will be taken over, finished, from another run in `runs`
     (`taken_over_from`), or will have been made for an earlier one of these runs (`shared_with`, its name). Without the data
-    there are no keys; then they are null and `note` says why.
+    there are no keys; then they are null and `note` says why. Nothing is downloaded. Raises DataError when the data cannot
+    be cut as a recipe says.
     """
     first: dict[str, str] = {}  # the run that makes a stage, by the stage's folder
     fingerprint_of = cache(_fingerprint)  # for as long as this call: the files may change
@@ -161,8 +162,8 @@ def _fingerprint(wanted: Data, data_dir: Path | None) -> tuple[str | None, str |
     from kdedge.data.splits import split
 
     try:
-        data = load(wanted.name, data_dir, wanted.as_)
-        cut = split(len(data.train_labels), wanted.split_seed, wanted.validation, wanted.calibration, wanted.limit)
+        data = load(wanted.name, data_dir, wanted.as_, download=False)
     except DataError as error:
         return None, f"Without the data the stages have no keys yet. {error}"
+    cut = split(len(data.train_labels), wanted.split_seed, wanted.validation, wanted.calibration, wanted.limit)
     return f"{data.fingerprint}/{cut.fingerprint}", None

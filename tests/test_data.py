@@ -168,10 +168,17 @@ def test_data_dir_comes_before_environment_system_and_cache(monkeypatch: pytest.
         assert np.array_equal(dataset.train_images[:, 0], pixels(6, 28, 28, seed=seed))
 
 
-def test_data_dir_without_the_dataset_goes_on_to_the_next_place(tmp_path: Path) -> None:
+def test_data_dir_without_the_dataset_is_not_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_idx(tmp_path / "option" / "mnist")
     system = write_idx(tmp_path / "system" / "fashion-mnist")
-    assert load("fashion-mnist", tmp_path / "option").origin == str(system)
+    said = rf"'.*/option' holds no fashion-mnist/: expected one that holds fashion-mnist/ with {TRAIN_IMAGES}"
+    with pytest.raises(DataError, match=f"^--data-dir {said}") as caught:
+        load("fashion-mnist", tmp_path / "option")
+    cache = tmp_path / "cache" / "kdedge" / "fashion-mnist"
+    assert str(caught.value).endswith(f"Without --data-dir it is looked for in {system}, {cache}.")
+    monkeypatch.setenv("KDEDGE_DATA", str(tmp_path / "option"))
+    with pytest.raises(DataError, match=f"^KDEDGE_DATA {said}"):
+        load("fashion-mnist")
 
 
 def test_data_dir_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -190,13 +197,12 @@ def test_unknown_name_lists_the_datasets() -> None:
 
 def test_when_all_places_fail_one_error_names_all_ways(tmp_path: Path) -> None:
     """torchvision really tries; the proxy refuses."""
-    (tmp_path / "option").mkdir()
     with pytest.raises(DataError) as caught:
-        load("fashion-mnist", tmp_path / "option")
+        load("fashion-mnist")
     first, option, debian, download = str(caught.value).splitlines()
     assert first == (
-        f"Dataset 'fashion-mnist' is in none of {tmp_path}/option/fashion-mnist, {tmp_path}/system/fashion-mnist, "
-        f"{tmp_path}/cache/kdedge/fashion-mnist. Do one of these:"
+        f"Dataset 'fashion-mnist' is in none of {tmp_path}/system/fashion-mnist, {tmp_path}/cache/kdedge/fashion-mnist. "
+        "Do one of these:"
     )
     assert "--data-dir DIR or set KDEDGE_DATA=DIR" in option and f"fashion-mnist/ with {TRAIN_IMAGES}" in option
     assert debian == "  - apt-get install dataset-fashion-mnist"

@@ -13,6 +13,7 @@ from conftest import TINY
 
 from kdedge.data.load import load
 from kdedge.data.splits import split
+from kdedge.errors import DataError
 from kdedge.plan import describe, in_order, parameters, plan
 from kdedge.recipe import Improve, Recipe
 from kdedge.recipe_reader import parse_recipe, resolved_recipe
@@ -272,6 +273,22 @@ def test_describe_without_the_data_has_no_keys(tiny: Recipe, tmp_path: Path) -> 
     assert [stage["name"] for stage in found["stages"]] == [TEACHER, STUDENTS, HEAD]
     assert {(stage["key"], stage["finished"]) for stage in found["stages"]} == {(None, False)}
     assert "nowhere" in found["note"]
+
+
+def test_describe_downloads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("KDEDGE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("kdedge.data.load._download", lambda *_: pytest.fail("plan downloads"))
+    recipe = parse_recipe("name: x\ndata: {name: cifar10}\nnetworks: {t: {model: lenet5}}")
+    (found,) = describe([recipe], tmp_path, None)
+    cache = tmp_path / "cache" / "kdedge" / "cifar10"
+    assert found["note"] == (f"Without the data the stages have no keys yet. Dataset 'cifar10' is in none of {cache}.")
+
+
+def test_data_that_are_fewer_than_the_recipe_keeps_are_no_missing_data(data_dir: Path, tmp_path: Path) -> None:
+    recipe = parse_recipe(TINY, overrides=["data.validation=690"])
+    with pytest.raises(DataError, match="^Cannot cut 700 training samples into 690 for validation, 60 for calibration"):
+        describe([recipe], tmp_path, data_dir)
 
 
 def test_describe_tells_which_run_has_a_stage_already_or_makes_it_first(data_dir: Path, tmp_path: Path) -> None:

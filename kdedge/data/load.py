@@ -43,11 +43,12 @@ class Dataset:
     test_labels: NDArray[np.int64]
 
 
-def load(name: str, data_dir: Path | None = None, as_: As | None = None) -> Dataset:
+def load(name: str, data_dir: Path | None = None, as_: As | None = None, *, download: bool = True) -> Dataset:
     """Find dataset `name` and read it; as "rgb32", images of 1x28x28 become 3x32x32.
 
-    Searched in this order: `data_dir`/<name> (without `data_dir`: KDEDGE_DATA/<name>), Debian's package, the user's
-    cache, into which torchvision then downloads it. Raises DataError when it is nowhere or not what it claims to be.
+    It is in `data_dir`/<name>; without `data_dir`, in KDEDGE_DATA/<name>; without that either, in Debian's package or in the
+    user's cache, into which torchvision downloads it, if it may. Raises DataError when it is not there or not what it
+    claims to be.
     """
     if name not in DATASETS:
         raise DataError(f"There is no dataset {name!r}. Choose one of {', '.join(DATASETS)}.")
@@ -56,6 +57,8 @@ def load(name: str, data_dir: Path | None = None, as_: As | None = None) -> Data
     try:
         places = _places(name, info, data_dir)
         if not any(place.is_dir() for place in places):
+            if not download:
+                raise DataError(f"Dataset {name!r} is in none of {', '.join(map(str, places))}.")
             _download(name, info, places)
         folder = next(place for place in places if place.is_dir())
         if (folder / info.torchvision_folder).is_dir():
@@ -82,17 +85,25 @@ def load_recorded(recorded: Mapping[str, Any], data_dir: Path | None = None) -> 
 
 
 def _places(name: str, info: DatasetInfo, data_dir: Path | None) -> list[Path]:
-    """The folders that may hold the dataset, in the order of search; the last one is in the user's cache."""
-    places = []
-    source, given = ("--data-dir", str(data_dir)) if data_dir else ("KDEDGE_DATA", os.environ.get("KDEDGE_DATA"))
-    if given:
-        if not Path(given).is_dir():
-            raise DataError(f"{source} {given!r} is not a folder: expected one that holds {_layout(name, info)}.")
-        places.append(Path(given) / name)
-    if info.debian_package:
-        places.append(SYSTEM_FOLDER / name)
+    """The folders that may hold the dataset, in the order of search; the last one is in the user's cache.
+
+    A folder that the user names is the only one: other images than those would be a surprise. Raises DataError when it
+    does not hold them.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return [*places, Path(cache) / "kdedge" / name]
+    places = [SYSTEM_FOLDER / name] if info.debian_package else []
+    places.append(Path(cache) / "kdedge" / name)
+    source, given = ("--data-dir", str(data_dir)) if data_dir else ("KDEDGE_DATA", os.environ.get("KDEDGE_DATA"))
+    if not given:
+        return places
+    named = Path(given) / name
+    if not named.is_dir():
+        missing = f"holds no {name}/" if Path(given).is_dir() else "is not a folder"
+        raise DataError(
+            f"{source} {given!r} {missing}: expected one that holds {_layout(name, info)}. "
+            f"Without {source} it is looked for in {', '.join(map(str, places))}."
+        )
+    return [named]
 
 
 def _layout(name: str, info: DatasetInfo) -> str:
