@@ -1,4 +1,4 @@
-"""Static int8 quantization of a float32 graph, as QDQ that onnxruntime fuses, portable between CPUs.
+"""A float32 graph in int8, as QDQ that onnxruntime fuses, portable between CPUs: with ranges from samples, or with its own.
 
 Activations are uint8, weights int8 by channel in the reduced 7-bit range: CPUs that add two u8 x s8 products in 16 bits
 (AVX2 and AVX-512 without VNNI) would saturate with 8-bit weights and lose accuracy without a word.
@@ -6,6 +6,7 @@ Activations are uint8, weights int8 by channel in the reduced 7-bit range: CPUs 
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -14,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from exporters.float32 import PixelScale
+from exporters.float32 import ExportError, PixelScale, from_pixels
 
 CALIBRATION_BATCH = 64  # samples; onnxruntime holds the activations of one batch at a time
 
@@ -105,8 +106,98 @@ def _leave_output_in_float(model: onnx.ModelProto) -> None:
     makers[inner].output[:] = [last.output[0] if name == inner else name for name in makers[inner].output]
     graph.node.remove(quantizing)
     graph.node.remove(last)
+    _remove_unused(graph)
+    for info in [info for info in graph.value_info if info.name in (inner, quantizing.output[0])]:
+        graph.value_info.remove(info)
+
+
+_MOVES_ONLY = ("Reshape", "Flatten", "MaxPool", "Slice", "Pad", "Resize")  # values: it gives none that it was not given
+_LARGEST_BIAS = 2.0**30  # of an int32, with room for what is added to it
+
+
+def quantize_trained(
+    graph: onnx.ModelProto, limit: int, pixels: PixelScale | None, shape: tuple[int, int, int] | None
+) -> onnx.ModelProto:
+    """`graph`, of a network that was trained quantized, with integers for its weights and biases.
+
+    It brings its scales: what its layers take goes through QuantizeLinear and DequantizeLinear, and each channel of their
+    weights lies on a grid of `limit` steps on each side of 0, the largest at the last one. With `pixels` and `shape`
+    [C, H, W] the input becomes `image`, uint8. Raises ExportError for a layer of which that is not true.
+    """
+    quantized = copy.deepcopy(graph) if pixels is None or shape is None else from_pixels(graph, pixels, shape)
+    nodes = quantized.graph.node
+    _round_before_moving(quantized.graph)
+    makers = {name: node for node in nodes for name in node.output}
+    known = {value.name: numpy_helper.to_array(value) for value in quantized.graph.initializer}
+    for node in [node for node in nodes if node.op_type in ("Conv", "Gemm")]:
+        taken = makers.get(node.input[0])
+        while taken is not None and taken.op_type in _MOVES_ONLY:
+            taken = makers.get(taken.input[0])
+        if taken is None or taken.op_type != "DequantizeLinear":
+            raise ExportError(f"{node.name} ({node.op_type}) takes what is not rounded")
+        weight, *biases = (known[name] for name in node.input[1:])  # the exporter leaves a bias of zeros out
+        bias = biases[0] if biases else np.zeros(len(weight), np.float32)
+        try:
+            tensors = _integers(weight, bias, known[taken.input[1]], limit)
+        except ValueError as error:
+            raise ExportError(f"{node.name} ({node.op_type}): {error}") from None
+        for place, (integers, scale) in enumerate(tensors[: len(node.input) - 1], 1):
+            name = f"{node.name}.{'bias' if place == 2 else 'weight'}"
+            inputs = {
+                f"{name}.int": integers,
+                f"{name}.scale": scale,
+                f"{name}.zero": np.zeros_like(scale, integers.dtype),
+            }
+            quantized.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in inputs.items())
+            made = helper.make_node("DequantizeLinear", [*inputs], [name], f"{name}.dequantize", axis=0)
+            nodes.insert(list(nodes).index(node), made)
+            node.input[place] = name
+    _remove_unused(quantized.graph)
+    onnx.checker.check_model(quantized, full_check=True)
+    return quantized
+
+
+def _round_before_moving(graph: onnx.GraphProto) -> None:
+    """Round what is moved or joined as the result is rounded, which changes nothing, so that integers are moved."""
+    for node in reversed(list(graph.node)):
+        readers = [reader for reader in graph.node if node.output[0] in reader.input]
+        if node.op_type not in (*_MOVES_ONLY, "Concat") or [one.op_type for one in readers] != ["QuantizeLinear"]:
+            continue
+        grid = readers[0].input[1:]
+        for number, name in enumerate(node.input[: None if node.op_type == "Concat" else 1]):
+            made = f"{node.name}.{number}"
+            integers, values = f"{made}.int", f"{made}.rounded"
+            pair = [
+                helper.make_node("QuantizeLinear", [name, *grid], [integers], f"{made}.quantize"),
+                helper.make_node("DequantizeLinear", [integers, *grid], [values], f"{made}.dequantize"),
+            ]
+            for one in pair:
+                graph.node.insert(list(graph.node).index(node), one)
+            node.input[number] = values
+
+
+def _integers(
+    weight: NDArray[np.float32], bias: NDArray[np.float32], input_scale: NDArray[np.float32], limit: int
+) -> list[tuple[NDArray[np.generic], NDArray[np.float32]]]:
+    """Weight [channels, ...] as int8 and bias [channels] as int32, each with a scale a channel, float32.
+
+    The scale of a bias is exactly that of the products it is added to. A channel of next to no weights takes the scale that
+    its bias needs to be an int32.
+    """
+    rows = weight.reshape(len(weight), -1)
+    grid = np.abs(rows).max(1) / limit
+    scale = np.maximum(grid, np.abs(bias) / (input_scale * _LARGEST_BIAS)).astype(np.float32)
+    scale[scale == 0] = 1  # of a channel that is 0 throughout
+    integers = np.round(rows / scale[:, None])
+    off = np.abs(integers * scale[:, None] - rows).max(1) > 1e-3 * scale
+    if off[scale == grid].any():
+        raise ValueError(f"its weights do not lie on a grid of {limit} steps on each side of 0")
+    products = scale * input_scale
+    integers = integers.astype(np.int8).reshape(weight.shape)
+    return [(integers, scale), (np.round(bias / products).astype(np.int32), products)]
+
+
+def _remove_unused(graph: onnx.GraphProto) -> None:
     used = {name for node in graph.node for name in node.input}
     for initializer in [initializer for initializer in graph.initializer if initializer.name not in used]:
         graph.initializer.remove(initializer)
-    for info in [info for info in graph.value_info if info.name in (inner, quantizing.output[0])]:
-        graph.value_info.remove(info)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from exporters.audit import float_nodes
 from exporters.float32 import OPSET, PIXELS, ExportError, PixelScale, from_pixels, to_graph
-from exporters.int8 import quantize
-from exporters.parity import check
+from exporters.int8 import quantize, quantize_trained
+from exporters.parity import check, check_trained
 from kdedge import store
 from kdedge.data.batches import normalise, pixel_scale
 from kdedge.data.catalog import DatasetInfo
@@ -24,10 +24,14 @@ from kdedge.errors import GateError, RunError
 from kdedge.models.network import Network, count_parameters
 from kdedge.networks import finished_network
 from kdedge.progress import Quiet
+from kdedge.quantize.fake import LIMITS
+from kdedge.quantize.layers import in_float, rounded
 from kdedge.recipe import Recipe
 from kdedge.recipe_reader import resolved_recipe
 from kdedge.store import ExportedFile, Manifest, Precision, Role, Run, TensorInfo
 from kdedge.validate import gate, measure
+
+COMPARED_IMAGES = 2000  # validation images on which what was trained quantized is compared with its int8 file
 
 
 def export(
@@ -48,6 +52,7 @@ def export(
     dataset = load_recorded(run.data, data_dir)
     calibration = torch.from_numpy(dataset.train_images[run.data["calibration"]])
     validation = dataset.train_images[run.data["validation"]], dataset.train_labels[run.data["validation"]]
+    compared = torch.from_numpy(validation[0][:COMPARED_IMAGES])
     with store.lock(run.path), store.new_folder(run.path / "export") as folder:
         manifest = Manifest(
             recipe=recipe.name,
@@ -61,9 +66,15 @@ def export(
         pieces = [piece for name, role, network in networks for piece in _pieces(name, role, network, recipe)]
         for done, piece in enumerate(pieces):
             progress.update("export", done, len(pieces), piece.file_name("fp32"))
-            manifest.files += _write(folder, piece, calibration, dataset.info, int8)
+            manifest.files += _write(folder, piece, calibration, compared, dataset.info, int8)
         progress.update("export", len(pieces), len(pieces), f"{len(manifest.files)} files")
         progress.finish()
+        for file in manifest.files:
+            if file.agreement_with_torch is not None:
+                said = (
+                    f"the class that training gives it on {file.agreement_with_torch:.2f}% of {len(compared):,} images"
+                )
+                progress.note(f"{file.path}: {said}, logits within {file.difference_to_torch:.3g}")
         store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
         progress.note(f"measuring {len(manifest.files)} files on {len(validation[1]):,} validation images")
         measured = measure(folder, *validation, split="validation")
@@ -103,6 +114,16 @@ class _Piece:
     module: nn.Module
     gives: str  # "dense" or "logits"
     calibrate: Network | None = None  # of a head: the network whose dense vectors it takes, instead of images
+    bits: int | None = None  # of weights that were trained quantized
+
+    def takes(self, images: Tensor, info: DatasetInfo) -> tuple[Tensor, Tensor]:
+        """What the file takes for `images`, uint8 [n, C, H, W], and what the module takes."""
+        inputs = normalise(images, info)
+        if self.calibrate is None:
+            return images, inputs
+        with torch.no_grad():
+            dense = self.calibrate.dense(inputs)
+        return dense, dense
 
     def file_name(self, precision: Precision) -> str:
         part = f".{self.role}" if self.role in ("head", "merged") else ""
@@ -111,36 +132,51 @@ class _Piece:
 
 def _pieces(name: str, role: Role, network: Network, recipe: Recipe) -> Iterator[_Piece]:
     """A network, and if it is a group that is shipped, its members and its head as well."""
+    quantize = recipe.networks[name].quantize
+    bits = None if quantize is None else quantize.weights
     if role == "merged" and recipe.networks[name].is_group:
         for number, member in enumerate(network.members):
-            yield _Piece(f"{name}.{number}", "member", member, "dense")
-        yield _Piece(name, "head", network.head, "logits", network)
-    yield _Piece(name, role, network, "logits")
+            yield _Piece(f"{name}.{number}", "member", member, "dense", bits=bits)
+        yield _Piece(name, "head", network.head, "logits", network, bits)
+    yield _Piece(name, role, network, "logits", bits=bits)
 
 
-def _write(folder: Path, piece: _Piece, images: Tensor, info: DatasetInfo, int8: bool) -> Iterator[ExportedFile]:
-    """Write a piece in fp32 and, if wanted, int8, calibrated on `images`, uint8 [n, C, H, W]."""
-    pixels = PixelScale(info.mean, pixel_scale(info))
-    inputs = normalise(images, info)
-    given: Tensor = images
-    if piece.calibrate is not None:
-        with torch.no_grad():
-            given = inputs = piece.calibrate.dense(inputs)
-    taken = None if piece.calibrate is not None else pixels
+def _write(
+    folder: Path, piece: _Piece, images: Tensor, compared: Tensor, info: DatasetInfo, int8: bool
+) -> Iterator[ExportedFile]:
+    """Write a piece in fp32 and, if wanted, int8: calibrated on `images`, uint8 [n, C, H, W], or, if it was trained quantized,
+    with its own scales, and then compared with the network in torch on the images `compared`."""
+    pixels = PixelScale(info.mean, pixel_scale(info)) if piece.calibrate is None else None
+    name = "dense" if pixels is None else PIXELS
+    given, inputs = piece.takes(images, info)
+    plain = piece.module if piece.bits is None else in_float(piece.module)
     try:
-        graph = to_graph(piece.module, inputs[:2], PIXELS if taken else "dense", piece.gives)
-        whole = from_pixels(graph, pixels, info.shape) if taken else graph
+        graph = to_graph(plain, inputs[:2], name, piece.gives)
+        whole = from_pixels(graph, pixels, info.shape) if pixels else graph
         path = folder / piece.file_name("fp32")
         store.write_bytes(path, whole.SerializeToString(deterministic=True))
-        difference = check(path, piece.module, given.numpy(), inputs)
-        yield _describe(path, piece, "fp32", whole, difference_to_torch=difference)
-        if int8:
-            quantized = quantize(graph, np.ascontiguousarray(inputs.numpy()), taken, info.shape)
-            path = folder / piece.file_name("int8")
-            store.write_bytes(path, quantized.SerializeToString(deterministic=True))
-            yield _describe(path, piece, "int8", quantized, float_nodes=float_nodes(path))
+        yield _describe(path, piece, "fp32", whole, difference_to_torch=check(path, plain, given.numpy(), inputs))
+        if not int8:
+            return
+        path = folder / piece.file_name("int8")
+        if piece.bits is None:
+            whole = quantize(graph, np.ascontiguousarray(inputs.numpy()), pixels, info.shape)
+        else:
+            graph = to_graph(rounded(piece.module), inputs[:2], name, piece.gives)
+            whole = quantize_trained(graph, LIMITS[piece.bits], pixels, info.shape)
+        store.write_bytes(path, whole.SerializeToString(deterministic=True))
+        measured = {} if piece.bits is None else _compared(path, piece, compared, info)
+        yield _describe(path, piece, "int8", whole, float_nodes=float_nodes(path), **measured)
     except ExportError as error:
         raise RunError(f"{piece.network} ({piece.role}) cannot be exported: {error}") from None
+
+
+def _compared(path: Path, piece: _Piece, images: Tensor, info: DatasetInfo) -> dict[str, float | None]:
+    """How near the int8 file at `path` is to the network that was trained quantized, on `images`."""
+    given, inputs = piece.takes(images, info)
+    of_classes = piece.gives == "logits"
+    difference, agreement = check_trained(path, piece.module, given.numpy(), inputs, of_classes=of_classes)
+    return {"difference_to_torch": difference, "agreement_with_torch": agreement}
 
 
 def _describe(

@@ -102,7 +102,9 @@ def fit(
         watch(Seen(epoch + 1, settings.epochs, state.step, steps, loss, rate, accuracy))
 
     for epoch in range(state.step // epoch_steps, settings.epochs):
-        network.train(frozen is None)  # frozen members keep their batch norm as it is, and drop nothing
+        network.train()
+        if frozen is not None:
+            network.members.eval()  # they keep their batch norm as it is, and drop nothing
         started = time.monotonic() - state.spent_s
         order = batches(len(train), train.views, settings.batch_size, seed=seed, epoch=epoch, device=device)
         with nullcontext() if live or frozen is not None else network.side_by_side():

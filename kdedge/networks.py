@@ -15,12 +15,13 @@ from kdedge.errors import RunError
 from kdedge.models import catalog
 from kdedge.models.network import Network, backbone, build, build_ensemble
 from kdedge.models.view import Centre, LowResolution
+from kdedge.quantize.layers import quantized_backbone, quantized_network
 from kdedge.recipe import Recipe
 from kdedge.recipe_images import View
 
 
 def new_network(recipe: Recipe, name: str) -> Network:
-    """The network `name` of a recipe, its weights drawn by the recipe's seed and its own name alone."""
+    """The network `name` of a recipe, its weights drawn by the recipe's seed and its own name alone, and nothing rounded."""
     torch.manual_seed(stable_seed(recipe.seed, name, "weights"))
     return _built(recipe, name, recipe.models(name))
 
@@ -58,6 +59,8 @@ def finished_network(run: store.Run, recipe: Recipe, name: str, stage: str) -> N
     weights = store.load_tensors(file, record.get("weights_sha256", "(none)"))
     try:
         network = _built(recipe, name, record.get("models", recipe.models(name)))
+        if (quantize := recipe.networks[name].quantize) is not None:
+            network = quantized_network(network, quantize.weights, quantize.observe_steps)
         network.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise RunError(f"{file} does not fit network '{name}': {error}") from None
@@ -66,12 +69,16 @@ def finished_network(run: store.Run, recipe: Recipe, name: str, stage: str) -> N
 
 def with_new_members(network: Network, places: Sequence[int], recipe: Recipe, name: str) -> Network:
     """`network` with fresh members of the model that replaces its worst, in these places; those alone learn the dense vector."""
-    improve = recipe.networks[name].improve
+    described = recipe.networks[name]
+    improve, quantize = described.improve, described.quantize
     assert improve is not None
     torch.manual_seed(stable_seed(recipe.seed, name, "improve", "weights"))
     network.members.requires_grad_(False)
     for place in sorted(places):
-        fresh = _behind(recipe.networks[name].view, backbone(improve.model)).to(network.heads()[0].weight.device)
+        fresh = _behind(described.view, backbone(improve.model))
+        if quantize is not None:
+            fresh = quantized_backbone(fresh, quantize.weights, quantize.observe_steps)
+        fresh = fresh.to(network.heads()[0].weight.device)
         network.members[place] = fresh.to(memory_format=torch.channels_last)
         network.models[place] = improve.model
     return network

@@ -84,6 +84,19 @@ class Improve(Fields):
     model: ModelName = Field(alias="with", examples=["tcn-student-4x"], description="the model that replaces them")
 
 
+class Quantize(Fields):
+    """Training with rounded weights and activations, as the int8 file will have them."""
+
+    weights: Literal[8] = Field(8, description="bits")
+    activations: Literal[8] = Field(8, description="bits")
+    observe_steps: int = Field(
+        1000, ge=1, le=10_000_000, description="steps of training that set the ranges of activations; then they stay"
+    )
+    source: str | None = Field(
+        None, alias="from", description="the finished network whose weights it starts with", examples=["student"]
+    )
+
+
 class Network(Fields):
     """A model, or a group of models: they share the dense vector they learn in equal chunks, or each learns the whole."""
 
@@ -101,6 +114,7 @@ class Network(Fields):
     improve: Improve | None = None
     head: Head | None = None
     impressions: Impressions | None = None
+    quantize: Quantize | None = None
     members: Annotated[tuple[str, ...], FromList, Field(min_length=1, max_length=MAX_MEMBERS)] | None = Field(
         None, examples=[["first", "second"]], description="instead of a model: the finished networks that it is made of"
     )
@@ -141,7 +155,7 @@ class Network(Fields):
         fields: dict[str, Any] = handler(self)
         if self.members is not None:
             return {key: fields[key] for key in ("members", "merge")}
-        unused = {"view": None, "improve": None, "impressions": None, "split": "chunks", "members": None, "merge": None}
+        unused = dict.fromkeys(("view", "improve", "impressions", "quantize", "members", "merge")) | {"split": "chunks"}
         return {key: value for key, value in fields.items() if key not in unused or value != unused[key]}
 
     @property
@@ -164,8 +178,8 @@ class Network(Fields):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The other networks that lessons, head and impressions come from, or that it is made of, each once."""
-        others = [part.source for part in (self.head, self.impressions) if part is not None]
+        """The other networks that lessons, head, impressions and weights come from, or that it is made of, each once."""
+        others = [part.source for part in (self.head, self.impressions, self.quantize) if part and part.source]
         lessons = (source for lesson in self.learns for source in lesson.networks)
         members = (split_name(member)[0] for member in self.members or ())
         return tuple(dict.fromkeys([*lessons, *others, *members]))

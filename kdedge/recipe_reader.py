@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from kdedge.errors import Problem, RecipeError
 from kdedge.losses import LOSSES
-from kdedge.recipe import Bench, Deploy, Fit, Head, Improve, Int8, Network, Recipe, Reference
+from kdedge.recipe import Bench, Deploy, Fit, Head, Improve, Int8, Network, Quantize, Recipe, Reference
 from kdedge.recipe_images import Augment, Data, Impressions, View
 from kdedge.rules import recipe as rules
 from kdedge.wording import KeyPath, explain, given, keys, unknown
@@ -30,6 +30,7 @@ _CLASSES: dict[KeyPath, type[BaseModel]] = {  # which keys may stand where; "*" 
     ("networks", "*", "improve"): Improve,
     ("networks", "*", "head"): Head,
     ("networks", "*", "impressions"): Impressions,
+    ("networks", "*", "quantize"): Quantize,
     ("deploy",): Deploy,
     ("deploy", "int8"): Int8,
     ("bench",): Bench,

@@ -26,6 +26,7 @@ from kdedge.models.network import Network, count_parameters, merged
 from kdedge.networks import finished_network, new_network, new_parts, with_new_members
 from kdedge.plan import Stage, runs_that_have
 from kdedge.progress import Quiet
+from kdedge.quantize.layers import quantized_network
 from kdedge.recipe import Fit, Recipe
 from kdedge.rules.merge import split_name
 from kdedge.targets import Cached, Live, Rest, Targets, targets
@@ -220,11 +221,17 @@ def _started(work: Work, stage: Stage) -> tuple[Network, dict[str, Any]]:
     device = work.train.images.device
     if stage.kind == "fine-tune":
         return finished_network(work.run, work.recipe, stage.network, stage.parents[0]).to(device), {}
-    network = new_network(work.recipe, stage.network).to(device)
+    quantize = described.quantize
+    if quantize is not None and quantize.source is not None:
+        network = work.finished(quantize.source)[0]
+    else:
+        network = new_network(work.recipe, stage.network).to(device)
     if described.head is not None:
-        start = work.finished(described.head.source)[0].with_one_head().head.state_dict()
+        start = work.finished(described.head.source)[0].with_one_head().head
         for head in network.heads():
-            head.load_state_dict(start)
+            head.load_state_dict({name: value.detach() for name, value in start.named_parameters()})
+    if quantize is not None:
+        network = quantized_network(network, quantize.weights, quantize.observe_steps).to(device)
     return network, {}
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # From bottom to top. A module imports what stands in its own row or below; a folder is named for all that is in it.
 LEVELS = [
     {"errors"},
-    {"data", "models", "losses", "devices", "statistics", "yaml_reader", "wording"},
+    {"data", "models", "losses", "quantize", "devices", "statistics", "yaml_reader", "wording"},
     {
         "recipe",
         "recipe_images",

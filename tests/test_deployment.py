@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 from tiny_export import write_data
 
 from kdedge.benchmark import bench
@@ -18,7 +19,7 @@ from kdedge.deployment import export, roles, rows_to_print
 from kdedge.distillation import distill
 from kdedge.errors import DataError, GateError, KdedgeError, RunError
 from kdedge.recipe_reader import parse_recipe, resolved_recipe
-from kdedge.store import Manifest, Run, open_run, sha256
+from kdedge.store import Manifest, Run, load_tensors, open_run, sha256
 
 GROUP = """
 name: group
@@ -92,7 +93,7 @@ def test_the_manifest_has_the_fields_that_other_tools_read(exported: tuple[Path,
     for file in document["files"]:
         assert list(file) == [
             *("network", "role", "precision", "path", "sha256", "bytes", "parameters", "inputs", "outputs"),
-            *("difference_to_torch", "float_nodes"),
+            *("difference_to_torch", "agreement_with_torch", "float_nodes"),
         ]
         assert (folder / file["path"]).stat().st_size == file["bytes"]
         assert sha256(folder / file["path"]) == file["sha256"]
@@ -173,6 +174,31 @@ def test_a_file_looks_at_the_pixels_that_its_network_saw_in_training(data: Path,
         session = onnxruntime.InferenceSession(run.path / "export" / file.path, providers=["CPUExecutionProvider"])
         given, border, middle = (session.run(None, {"image": one})[0] for one in (image, other_border, other_middle))
         assert np.array_equal(given, border) and not np.array_equal(given, middle)
+
+
+def test_what_was_trained_quantized_brings_its_scales(data: Path, tmp_path: Path) -> None:
+    """One network starts anew, the other with the weights of a finished one; both differ from what calibration makes."""
+    more = (
+        "fine: {model: mlp-8, fit: {epochs: 1, lr: 1.0e-5}, quantize: {from: only}}, anew: {model: mlp-8, quantize: {}}"
+    )
+    text = ALONE.replace("points: 0", "points: 100").replace("{only:", f"{{{more}, only:")
+    run = distill(parse_recipe(text), runs=tmp_path, device="cpu", data_dir=data)
+    only, fine = (run.stage(f"fit {name}") / "weights.safetensors" for name in ("only", "fine"))
+    before, after = load_tensors(only), load_tensors(fine)
+    assert set(after) - set(before) == {f"head.given.{name}" for name in ("low", "high", "steps")}
+    assert all(0 < (before[name] - after[name]).abs().max() < 1e-3 for name in before)
+
+    manifest = export(run, data_dir=data)
+    int8 = {file.network: file for file in manifest.files if file.precision == "int8"}
+    assert int8["only"].agreement_with_torch is None and int8["only"].difference_to_torch is None
+    for name in ("fine", "anew"):
+        assert int8[name].agreement_with_torch == 100 and int8[name].float_nodes == []
+        assert 0 <= int8[name].difference_to_torch < 0.1  # type: ignore[operator]
+    assert [gate["network"] for gate in manifest.gates] == ["fine", "anew", "only"]
+    ranges = onnx.load(run.path / "export" / "fine.merged.int8.onnx").graph.initializer
+    high, low = (float(after[f"head.given.{name}"]) for name in ("high", "low"))
+    scales = [numpy_helper.to_array(value) for value in ranges]
+    assert any(value.shape == () and np.isclose(value, (high - low) / 255) for value in scales)
 
 
 def test_exporting_again_gives_the_same_bytes(alone: Run, data: Path) -> None:

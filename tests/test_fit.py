@@ -28,6 +28,7 @@ from kdedge.losses.dense import MSE
 from kdedge.losses.features import Attention
 from kdedge.losses.logits import KD, CrossEntropy
 from kdedge.models.network import Network, build, build_ensemble
+from kdedge.quantize.layers import quantized_network
 from kdedge.recipe import Fit
 from kdedge.targets import Cached, Live, Targets
 
@@ -495,6 +496,46 @@ def test_the_time_before_a_stop_counts(tmp_path: Path) -> None:
         train(network("mlp-4"), LABELS, settings, tmp_path, watch=slow, stop=lambda: next(asked) == 22)
     (epoch,) = train(network("mlp-4"), LABELS, settings, tmp_path)
     assert epoch["seconds"] > 0.2
+
+
+def rounding() -> Network:
+    """A convolution, batch norm and a linear layer that round; the range of what they take is set in the first 30 steps."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 4, 5, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 8))
+    return quantized_network(Network([nn.Sequential(*layers)], nn.Linear(8, 10)), 8, 30)
+
+
+def ranges(trained: nn.Module) -> dict[str, bytes]:
+    return {name: value for name, value in weights(trained).items() if name.endswith((".low", ".high"))}
+
+
+@pytest.mark.parametrize("steps", [20, 40])
+def test_a_resumed_quantized_training_ends_in_the_same_bytes(tmp_path: Path, steps: int) -> None:
+    """Killed while ranges are observed, or when they stay already."""
+    settings, whole, killed, resumed = Fit(epochs=2, batch_size=8, lr=0.01), rounding(), rounding(), rounding()
+    seen: list[Seen] = []
+    train(whole, LABELS, settings, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(killed, LABELS, settings, tmp_path, watch=seen.append, stop=lambda: bool(seen) and seen[-1].step >= steps)
+    train(resumed, LABELS, settings, tmp_path)
+    assert weights(resumed) == weights(whole)
+    assert (ranges(killed) == ranges(whole)) == (steps > 30)
+    assert len(ranges(whole)) == 4 and len(set(ranges(whole).values())) == 4
+
+
+def test_a_head_learns_the_range_of_what_frozen_members_give(tmp_path: Path) -> None:
+    """Theirs stay as they are."""
+    trained = rounding()
+    train(trained, LABELS, Fit(epochs=1, batch_size=8), tmp_path, frozen=outputs(8))
+    steps = {name: int(value) for name, value in trained.state_dict().items() if name.endswith(".steps")}
+    assert steps == {"members.0.4.given.steps": 0, "head.given.steps": 25}
+    found = trained.get_buffer("head.given.low"), trained.get_buffer("head.given.high")
+    seen = [outputs(8)(batch, None)["dense"] for batch in order(Fit(epochs=1, batch_size=8))]
+    expected = (
+        torch.stack([batch.min() for batch in seen]).mean(),
+        torch.stack([batch.max() for batch in seen]).mean(),
+    )
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("calls", range(1, 12))

@@ -6,14 +6,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import numpy_helper
 from random_networks import answers, data_of, images, network, pixels_of
+from torch import nn
 
 from exporters.audit import float_nodes
-from exporters.float32 import to_graph
-from exporters.int8 import quantize
+from exporters.float32 import ExportError, to_graph
+from exporters.int8 import quantize, quantize_trained
 from kdedge.data.batches import normalise
 from kdedge.models.network import Network
+from kdedge.models.view import LowResolution
+from kdedge.quantize.fake import LIMITS
+from kdedge.quantize.layers import quantized_network, rounded
 
 TCN = data_of("tcn-student-4")
 CALIBRATION = normalise(images(128, TCN), TCN)
@@ -144,3 +149,82 @@ def test_the_float32_graph_is_left_alone_and_the_order_of_images_does_not_matter
     first, second = (quantize(float32, part, pixels_of(TCN), TCN.shape) for part in (samples, samples[::-1].copy()))
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
     assert float32.SerializeToString(deterministic=True) == before
+
+
+# Networks that bring their scales
+
+
+@pytest.mark.parametrize(
+    ("models", "view"),
+    [
+        (["tcn-student-4"] * 2, []),
+        (["compact-4"], []),
+        (["resnet-1-1-0-0"], []),
+        (["mlp-30"], [LowResolution(7)]),
+    ],
+    ids=lambda value: "-".join(map(str, value)),
+)
+def test_what_was_trained_quantized_is_fused_whole_and_computes_the_same(
+    models: list[str], view: list[nn.Module], tmp_path: Path
+) -> None:
+    info, module = data_of(models[0]), network(*models)
+    if view:
+        module.members = nn.ModuleList(nn.Sequential(*view, member) for member in module.members)
+    quantized_network(module, 8, 1)
+    given = images(48, info)
+    samples = normalise(given, info)
+    module.head.train()
+    for part in module.modules():
+        part.training = not isinstance(part, nn.BatchNorm2d)
+    module(samples)
+    module.eval()
+
+    graph = to_graph(rounded(module), samples[:2], "pixels", "logits")
+    int8 = quantize_trained(graph, LIMITS[8], pixels_of(info), info.shape)
+    (image,) = int8.graph.input
+    assert (image.name, image.type.tensor_type.elem_type) == ("image", onnx.TensorProto.UINT8)
+    known = constants(int8)
+    weights = [value for name, value in known.items() if name.endswith(".weight.int")]
+    layers = [part for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    assert len(weights) == len(layers)
+    assert all(value.dtype == np.int8 and np.abs(value).reshape(len(value), -1).max(1).min() == 64 for value in weights)
+    assert [name for name, value in known.items() if value.dtype == np.float32 and value.ndim > 1] == []
+
+    expected, found = answers(module, given, info).numpy(), run(int8, given.numpy())
+    difference = np.abs(found - expected) / np.ptp(expected)
+    assert difference.max() < 0.02 and np.median(difference) < 0.002  # now and then a value rounds to the next level
+    onnx.save(int8, tmp_path / "int8.onnx")
+    assert float_nodes(tmp_path / "int8.onnx") == []
+
+
+def linear(weight: torch.Tensor, bias: torch.Tensor, *, rounds: bool = True) -> onnx.ModelProto:
+    """A head on dense vectors with these weights, as they are."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+    module = quantized_network(Network([nn.Identity()], layer), 8, 1).train()
+    module(torch.tensor([[-1.0] * weight.shape[1], [1.0] * weight.shape[1]]))
+    module.head.rounding = nn.Identity()  # type: ignore[union-attr]
+    if not rounds:
+        module.head.given = nn.Identity()  # type: ignore[union-attr]
+    return to_graph(module.head.eval(), torch.zeros(2, weight.shape[1]), "dense", "logits")
+
+
+def test_integers_and_scales_by_hand() -> None:
+    """A channel of one size, one of zeros, one that is so small that its bias needs a larger scale."""
+    weight = torch.tensor([[64.0, -32.0, 1.0], [0.0, 0.0, 0.0], [6.4e-14, 0.0, 0.0]])
+    found = constants(quantize_trained(linear(weight, torch.tensor([2.0, 0.0, 3.0])), 64, None, None))
+    (name,) = (name.removesuffix(".weight.int") for name in found if name.endswith(".weight.int"))
+    assert found[f"{name}.weight.int"].tolist() == [[64, -32, 1], [0, 0, 0], [0, 0, 0]]
+    scale, input_scale = found[f"{name}.weight.scale"], np.float32(2 / 255)
+    assert scale[:2].tolist() == [1, 1]
+    assert np.array_equal(found[f"{name}.bias.scale"], scale * input_scale)  # to the last bit, or nothing is fused
+    assert found[f"{name}.bias.int"].tolist()[:2] == [255, 0]
+    assert found[f"{name}.bias.int"][2] * found[f"{name}.bias.scale"][2] == pytest.approx(3, rel=1e-6)
+
+
+def test_weights_off_their_grid_and_inputs_that_are_not_rounded_are_refused() -> None:
+    weight, bias = torch.tensor([[64.0, 0.5]]), torch.zeros(1)
+    with pytest.raises(ExportError, match=r"\(Gemm\): its weights do not lie on a grid of 64 steps on each side of 0"):
+        quantize_trained(linear(weight, bias), 64, None, None)
+    with pytest.raises(ExportError, match=r"\(Gemm\) takes what is not rounded"):
+        quantize_trained(linear(weight.round(), bias, rounds=False), 64, None, None)

@@ -13,6 +13,7 @@ from kdedge.errors import RunError
 from kdedge.models.network import Network
 from kdedge.models.view import Centre, LowResolution
 from kdedge.networks import finished_network, new_network, new_parts, with_new_members
+from kdedge.quantize.fake import WeightQuantizer
 from kdedge.recipe import Recipe
 from kdedge.recipe_reader import parse_recipe
 from kdedge.store import Run, StageRecord, save_tensors, sha256, write_json
@@ -181,3 +182,13 @@ def test_a_finished_group_has_the_models_that_its_stage_recorded(tmp_path: Path)
         write_json(stage / "stage.json", {"weights_sha256": digest, "models": damaged})
         with pytest.raises(RunError, match=r"weights\.safetensors does not fit network 'students'"):
             finished_network(run, recipe, "students", STAGE)
+
+
+def test_new_members_of_a_group_that_trains_quantized_round_as_well() -> None:
+    recipe = parse_recipe(
+        TINY,
+        overrides=["networks.students.quantize={}", "networks.students.improve={worst: 1, with: mlp-32}"],
+    )
+    improved = with_new_members(new_network(recipe, "students"), [1], recipe, "students")
+    counts = [sum(isinstance(part, WeightQuantizer) for part in member.modules()) for member in improved.members]
+    assert counts == [0, 1]  # `new_network` draws them plain

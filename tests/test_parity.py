@@ -11,7 +11,7 @@ from random_networks import data_of, images, network, pixels_of
 from torch import nn
 
 from exporters.float32 import ExportError, from_pixels, to_graph
-from exporters.parity import TOLERANCE, check
+from exporters.parity import TOLERANCE, check, check_trained
 from kdedge.data.batches import normalise
 
 INFO = data_of("mlp-30")
@@ -63,3 +63,16 @@ def test_a_file_that_computes_something_else_is_refused(path: Path, by: float) -
 def test_training_mode_does_not_change_what_is_compared(path: Path) -> None:
     module = nn.Sequential(MODULE, nn.Dropout(0.9)).train()
     assert check(path, module, GIVEN.numpy(), INPUTS) < 1e-5
+
+
+def test_of_what_was_trained_quantized_the_classes_are_compared(path: Path) -> None:
+    """A logit that is 1 too high makes its class the highest too often."""
+    assert check_trained(path, MODULE, GIVEN.numpy(), INPUTS, of_classes=True) == (pytest.approx(0, abs=1e-5), 100)
+    change_bias(path, 1)
+    assert check_trained(path, MODULE, GIVEN.numpy(), INPUTS, of_classes=False) == (pytest.approx(1, rel=1e-4), None)
+    agreeing = 100 * float((MODULE(INPUTS) + torch.eye(10)[3]).argmax(1).eq(MODULE(INPUTS).argmax(1)).float().mean())
+    assert agreeing < 99.9
+    with pytest.raises(
+        ExportError, match=rf"mlp\.onnx gives the class .+ on {agreeing:.2f}% of 20 samples, where 99\.9%"
+    ):
+        check_trained(path, MODULE, GIVEN.numpy(), INPUTS, of_classes=True)

@@ -19,6 +19,7 @@ EVERY_RUN = [recipe for path in RECIPES for recipe in load_recipes(path)]
 # Teaching assistants over TCN, ensembles with their merge layer
 VGG = {"teacher": 14_728_266, "one": 2_623_146, "two": 2_485_066, "four": 2_405_514, "eight": 1_942_026}
 TOTALS = {  # as printed (Malik et al. 2021, Table 6, and others), or added up by hand from the layers
+    "apprentice": {"teacher": 2_380_938, "student": 94_650, "apprentice": 94_650},
     "born_again": {"first": 94_650, "second": 94_650, "third": 94_650, "generations": 283_930},
     "codistill": {"teacher": 2_380_938, "students": 283_930, "one": 94_650},
     "conditional": {"teacher": 2_380_938, "student": 94_650},
@@ -30,6 +31,7 @@ TOTALS = {  # as printed (Malik et al. 2021, Table 6, and others), or added up b
     "limited": {"teacher": 2_380_938, "student": 94_650},
     "logits": {"teacher": 2_380_938, "student": 94_650},
     "low_resolution": {"teacher": 2_380_938, "student": 94_650},
+    "quantized_student": {"teacher": 2_380_938, "student": 94_650},
     "relations": {"teacher": 2_380_938, "student": 22_818},
     "residual": {
         "teacher": 2_380_938,
@@ -52,6 +54,7 @@ TOTALS = {  # as printed (Malik et al. 2021, Table 6, and others), or added up b
     "tcn4_gan": {"teacher": 2_380_938, "students": 91_242},
     "tcn4_improved": {"teacher": 2_380_938, "students": 281_970},
     "tcn4_joint": {"teacher": 2_380_938, "students": 91_242},
+    "tcn4_qat": {"teacher": 2_380_938, "students": 91_242},
     "tcn8": {"teacher": 2_380_938, "students": 42_530},
     "tcn_table": {"teacher": 2_380_938, "students": 94_650},
     "weighted": {"teacher": 2_380_938, "student": 94_650},

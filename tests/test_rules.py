@@ -160,6 +160,51 @@ def test_what_is_merged_fits_together_and_is_not_trained(line: str, message: str
     assert problem(f"{HEAD}{ensemble}\n  x: {line}\n") == f"bad.yaml:6: networks.x.{message}"
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{model: mlp-9, quantize: {weights: 7}}", "quantize.weights: expected 8, got 7"),
+        ("{model: mlp-9, quantize: {activations: 16}}", "quantize.activations: expected 8, got 16"),
+        ("{model: mlp-9, quantize: {observe_steps: 0}}",
+         "quantize.observe_steps: expected a whole number from 1 to 10,000,000, got 0"),
+        ("{model: mlp-9, quantize: {weight: 8}}",
+         "quantize.weight: unknown key 'weight'; did you mean 'weights'? "
+         "Keys: weights, activations, observe_steps, from"),
+        ("{model: mlp-9, quantize: {from: u}}", "quantize.from: unknown network 'u'. Networks: t, q, e"),
+        ("{model: mlp-9, quantize: {from: x}}", "quantize.from: 'x' cannot learn from itself"),
+        ("{model: mlp-9, quantize: {from: q}}",
+         "quantize.from: 'q' is quantized, an ensemble, or made of members; name a plain network or group"),
+        ("{model: mlp-9, quantize: {from: e}}",
+         "quantize.from: 'e' is quantized, an ensemble, or made of members; name a plain network or group"),
+        ("{model: mlp-9, quantize: {from: t}}",
+         "quantize.from: 't' has model: 'tcn-teacher', 'x' has 'mlp-9'; its weights fit where model, count, view "
+         "are the same"),
+        ("{model: mlp-9, count: 2, split: none, quantize: {}}",
+         "quantize: rounds a network or a group, not an ensemble; remove it, or `split: none`"),
+        ("{model: mlp-256, learns: [{from: t, loss: mse}], head: {from: t}, quantize: {}}",
+         "quantize: nothing teaches its head, which learns the range of what it rounds from that; "
+         "write head.fine_tune_epochs: 1 or more, or add a lesson on logits"),
+        ("{members: [t, q], merge: mean}",
+         "members[1]: 'q' is quantized, and what is made of members is not; name one without `quantize`"),
+        ("{members: [t, e.0], merge: mean, quantize: {}}",
+         "quantize: remove it: a network that is made of `members` is not trained"),
+    ],
+)  # fmt: skip
+def test_what_trains_quantized_can(line: str, message: str) -> None:
+    others = "  q: {model: mlp-9, quantize: {}}\n  e: {model: [mlp-9, mlp-8], split: none}"
+    assert problem(f"{HEAD}{others}\n  x: {line}\n") == f"bad.yaml:7: networks.x.{message}"
+
+
+def test_a_group_that_trains_quantized_needs_a_lesson_on_logits_or_a_tuned_head() -> None:
+    for rest in (
+        "learns: [{from: t, loss: kd}]",
+        "learns: [{from: t, loss: mse}], head: {from: t, fine_tune_epochs: 1}",
+    ):
+        recipe = parse_recipe(f"{HEAD}  x: {{model: tcn-student-4, count: 4, quantize: {{}}, {rest}}}\n")
+        quantize = recipe.networks["x"].quantize
+        assert quantize is not None and (quantize.weights, quantize.activations, quantize.source) == (8, 8, None)
+
+
 def test_who_learns_from_merged_networks_learns_all_their_dense_vectors() -> None:
     merged = "  a: {members: [t, b], merge: mean}\n  b: {members: [t, c], merge: sum}\n  c: {model: kd-student}\n"
     assert problem(f"{HEAD}{merged}  x: {{model: mlp-9, head: {{from: a}}}}\n") == (

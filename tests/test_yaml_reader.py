@@ -151,7 +151,7 @@ def test_overrides() -> None:
         ("bech.rounds=1", "unknown key 'bech'; did you mean 'bench'? Keys: name, seed, seeds, variants, data, networks, deploy, bench, reference"),
         ("networks.techer.fit.epochs=1", "unknown key 'techer'; did you mean 'teacher'? Keys: teacher, students"),
         ("networks.teacher.fitt.epochs=1",
-         "unknown key 'fitt'; did you mean 'fit'? Keys: model, count, split, learns, fit, view, improve, head, impressions, members, merge"),
+         "unknown key 'fitt'; did you mean 'fit'? Keys: model, count, split, learns, fit, view, improve, head, impressions, quantize, members, merge"),
         ("networks.students.learns[1].weight=1",
          "networks.students.learns is a list of 1, counted from networks.students.learns[0]"),
         ("networks.teacher.learns[0].weight=1",

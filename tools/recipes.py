@@ -57,6 +57,9 @@ def _row(recipe: Recipe, name: str, network: Network) -> str:
         model += ", an ensemble"
     if (improve := network.improve) is not None:
         model += f", then the worst {improve.worst} {improve.model}"
+    if network.quantize is not None:
+        start = f", starting as {network.quantize.source}" if network.quantize.source else ""
+        model += f", trained with {network.quantize.weights}-bit weights{start}"
     if network.view is not None:
         model += f", sees {_plain({key: value for key, value in network.view if value is not None})}"
     chunks = len(network.models) if network.split == "chunks" else 1

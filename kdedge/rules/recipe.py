@@ -15,7 +15,7 @@ from kdedge.data import catalog as datasets
 from kdedge.losses import LOSSES, OF_CHUNKS, OF_MEMBERS
 from kdedge.losses.lesson import NOT_NETWORKS
 from kdedge.models import catalog
-from kdedge.rules import data, layers, merge
+from kdedge.rules import data, layers, merge, quantize
 from kdedge.wording import KeyPath, unknown
 
 Finding = tuple[KeyPath, str]
@@ -39,6 +39,7 @@ class _Network:
     head: str | None = None  # the network it comes from
     head_known: bool = True
     impressions: str | None = None  # the network that they are made from
+    start: str | None = None  # the network whose weights it starts with, to be quantized
     minus: list[tuple[KeyPath, str]] = field(default_factory=list)  # networks whose dense vectors are subtracted
     drops: list[tuple[KeyPath, int]] = field(default_factory=list)  # how many of the networks of a lesson are dropped
     members: list[tuple[KeyPath, str]] = field(default_factory=list)  # the networks that a merged one is made of
@@ -48,7 +49,7 @@ class _Network:
         yield from ((at, source) for at, _, source in self.lessons if source not in NOT_NETWORKS)
         yield from self.minus
         yield from ((at, merge.split_name(member)[0]) for at, member in self.members)
-        for part, source in (("head", self.head), ("impressions", self.impressions)):
+        for part, source in (("head", self.head), ("impressions", self.impressions), ("quantize", self.start)):
             if source is not None:
                 yield ("networks", self.name, part, "from"), source
 
@@ -69,6 +70,7 @@ def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Find
         yield from data.check_sizes(images, dataset, refused)
         yield from data.check(written, dataset, refused)
     yield from layers.check(written, refused)
+    yield from quantize.check(written, refused)
     yield from merge.check(written, refused, lambda name: _width(name, networks))
     for network in networks.values():
         yield from _peers(network)
@@ -142,6 +144,8 @@ def _network(name: str, value: dict[str, Any], refused: Collection[KeyPath]) -> 
         network.head = head["from"]
     if isinstance(made := value.get("impressions"), dict) and isinstance(made.get("from"), str):
         network.impressions = made["from"]
+    if isinstance(quantized := value.get("quantize"), dict) and isinstance(quantized.get("from"), str):
+        network.start = quantized["from"]
     return network
 
 

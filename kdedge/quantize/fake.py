@@ -1,0 +1,87 @@
+"""Fake quantization: values rounded to the grid of an integer type while they stay floats, and gradients that see through it.
+
+The rounding has the gradient 1 where it does not clip and 0 where it does (straight-through, Bengio et al. 2013). Scale and
+zero point are those of Jacob et al. 2018 ("Quantization and training of neural networks for efficient
+integer-arithmetic-only inference"), Eq. 1: value = scale * (integer - zero point).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+LEVELS = 255  # of activations: uint8 runs from 0 to this
+LIMITS = {8: 64}  # by bits, the largest integer of a weight; of int8 in 7 bits, as exporters/int8.py says why
+AVERAGED_STEPS = 100  # which the moving average of a range remembers
+SMALLEST_SCALE = 1e-6  # of activations that were 0 throughout
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds activations to 256 levels over the range that training shows it.
+
+    The range is a moving average of the least and the greatest value of each batch (Jacob et al. 2018, section 3.1), taken
+    over the first `observe_steps` steps; from then on it stays. It contains 0, which is a level: padding is exact, and
+    what follows a ReLU has zero point 0. Until it was shown anything it lets values through as they are.
+    """
+
+    low: Tensor
+    high: Tensor
+    steps: Tensor
+
+    def __init__(self, observe_steps: int) -> None:
+        super().__init__()
+        self.observe_steps = observe_steps
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def grid(self) -> tuple[Tensor, Tensor]:
+        """Scale, float32, and zero point, a whole number in float32."""
+        scale = ((self.high - self.low) / LEVELS).clamp(min=SMALLEST_SCALE)
+        return scale, torch.round(-self.low / scale)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Float of any shape to the same shape, float32, on the grid."""
+        if torch.onnx.is_in_onnx_export():
+            return self._as_nodes(values)
+        if self.training:
+            self._observe(values.detach())
+        elif not self.steps:
+            return values
+        scale, zero_point = self.grid()
+        return torch.fake_quantize_per_tensor_affine(values.float(), scale, zero_point.int(), 0, LEVELS)
+
+    def _observe(self, values: Tensor) -> None:
+        low, high = torch.aminmax(values)
+        rate = (1 / (self.steps + 1)).clamp(min=1 / AVERAGED_STEPS) * (self.steps < self.observe_steps)
+        self.low.lerp_(low.float().clamp(max=0), rate)  # no branch: to look at `steps` would wait for the device
+        self.high.lerp_(high.float().clamp(min=0), rate)
+        self.steps += 1
+
+    def _as_nodes(self, values: Tensor) -> Tensor:
+        """The same as a QuantizeLinear and a DequantizeLinear, whose constants the exporter folds."""
+        scale, zero_point = self.grid()
+        constants = (scale, zero_point.to(torch.uint8))
+        node, shape, version = torch.onnx.ops.symbolic, values.shape, 20
+        integers = node("QuantizeLinear", (values, *constants), dtype=torch.uint8, shape=shape, version=version)
+        return node("DequantizeLinear", (integers, *constants), dtype=torch.float32, shape=shape, version=version)
+
+
+class WeightQuantizer(nn.Module):
+    """Rounds weights to whole steps on each side of 0, the largest of each output channel at the last of them.
+
+    With a grid a channel, folding a batch norm multiplies the grid by the same number as the weights: it makes no difference
+    whether weights are rounded before or after. So batch norm stays what it is in training (Jacob et al. 2018, section
+    3.2, fold it there) and is folded in export.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.limit = LIMITS[bits]
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Float [outputs, ...] to the same shape, each channel on its grid."""
+        largest = weight.detach().abs().flatten(1).amax(1)
+        scale = (largest / self.limit).clamp(min=torch.finfo(torch.float32).tiny)
+        zero_points = torch.zeros_like(scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero_points, 0, -self.limit, self.limit)

@@ -1,0 +1,133 @@
+"""Networks that round: where they do, that batch norm can be folded after it, and what is left when it is taken away."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from random_networks import data_of, images, network
+from torch import Tensor, nn
+
+from exporters.float32 import fold_batch_norm
+from kdedge.data.batches import normalise
+from kdedge.models.layers import GlobalMean
+from kdedge.models.network import Network, layers_of
+from kdedge.models.resnet import Residual
+from kdedge.models.view import Centre, LowResolution
+from kdedge.quantize.fake import ActivationQuantizer
+from kdedge.quantize.layers import (
+    QuantizedConv2d,
+    QuantizedLinear,
+    in_float,
+    quantized_backbone,
+    quantized_network,
+    rounded,
+)
+
+FAMILIES = ["tcn-student-4", "mlp-30", "lenet5", "compact-4", "vgg-student-8", "resnet-1-1-0-0"]
+
+
+def trained(*models: str, steps: int = 2) -> tuple[Network, Tensor]:
+    """A network that rounds and has seen some images, in eval mode, and these images, normalised."""
+    info = data_of(models[0])
+    made, seen = quantized_network(network(*models), 8, steps), normalise(images(32, info), info)
+    made.train()
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()  # keeps its statistics
+    for _ in range(steps):
+        made(seen)
+    return made.eval(), seen
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_every_layer_that_computes_takes_what_is_rounded_but_for_pixels(model: str) -> None:
+    """Seen from inside: 256 levels, or pixels."""
+    made, seen = trained(model)
+    taken: list[tuple[nn.Module, Tensor]] = []
+    inner = (QuantizedConv2d, QuantizedLinear)
+    for module in made.modules():
+        if isinstance(module, inner):
+            module.given.register_forward_hook(lambda given, values, gave: taken.append((given, gave)))
+        elif isinstance(module, GlobalMean):
+            module.register_forward_hook(lambda module, values, gave: taken.append((module, *values)))
+    made(seen)
+    convolutions = [module for module in made.modules() if isinstance(module, inner)]
+    assert len(taken) == len(convolutions) + sum(isinstance(module, GlobalMean) for module in made.modules())
+    for _, values in taken:
+        assert len(values.unique()) <= 256
+
+
+def test_each_term_of_a_residual_sum_is_rounded() -> None:
+    made, seen = trained("resnet-1-1-0-0")
+    terms: list[Tensor] = []
+    blocks = [module for module in made.modules() if isinstance(module, Residual)]
+    for block in blocks:
+        for branch in (block.layers, block.shortcut):
+            branch.register_forward_hook(lambda branch, given, gave: terms.append(gave))
+    made(seen)
+    assert len(terms) == 2 * len(blocks) == 4
+    assert all(len(term.unique()) <= 256 for term in terms)
+
+
+def test_pixels_are_not_rounded_again_unless_they_are_means() -> None:
+    info = data_of("tcn-student-4")
+    for view, count in ((Centre(12), 3), (LowResolution(7), 4)):
+        member = nn.Sequential(view, network("tcn-student-4").members[0])
+        found = [part for part in quantized_backbone(member, 8, 1).modules() if isinstance(part, ActivationQuantizer)]
+        assert len(found) == count, info  # of four layers
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_without_its_rounding_a_network_is_what_it_was(model: str) -> None:
+    made, seen = trained(model)
+    assert torch.equal(in_float(made)(seen), network(model)(seen))
+    assert not torch.equal(made(seen), network(model)(seen))
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_rounding_weights_and_then_folding_batch_norm_is_rounding_in_training(model: str) -> None:
+    """A batch norm multiplies a channel's grid as it multiplies its weights."""
+    made, seen = trained(model)
+    folded = fold_batch_norm(rounded(made))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    expected, found = made(seen).detach(), folded(seen).detach()
+    step = float(expected.abs().max()) / 50  # where a sum falls between two levels, float32 may give either
+    torch.testing.assert_close(found, expected, rtol=0, atol=step)
+    agreeing = (found - expected).abs() < 1e-4 * expected.abs().max()
+    assert agreeing.float().mean() > 0.5
+
+
+def test_integers_of_a_channel_are_the_same_before_and_after_folding() -> None:
+    made, _ = trained("compact-4")
+    plain, folded = (
+        [module.weight for module in one.modules() if isinstance(module, nn.Conv2d)]
+        for one in (rounded(made), fold_batch_norm(rounded(made)))
+    )
+    for before, after in zip(plain, folded, strict=True):
+        integers = [
+            weight.flatten(1) / weight.flatten(1).abs().amax(1, keepdim=True) * 64 for weight in (before, after)
+        ]
+        torch.testing.assert_close(integers[0].abs().round(), integers[1].abs().round())
+        torch.testing.assert_close(integers[1], integers[1].round(), rtol=0, atol=1e-3)
+        assert not torch.equal(before, after)
+
+
+def test_the_weights_of_a_network_stay_its_own_and_layers_keep_their_names() -> None:
+    plain = network("resnet-1-1-0-0")
+    weights = dict(plain.named_parameters())
+    names = list(layers_of(plain.members[0]))
+    made = quantized_network(plain, 8, 1)
+    assert {id(weight) for weight in made.parameters()} == {id(weight) for weight in weights.values()}
+    assert list(layers_of(made.members[0])) == names
+
+
+def test_training_changes_the_weights_through_the_rounding() -> None:
+    made, seen = trained("tcn-student-4")
+    made.train()
+    before = copy.deepcopy(made.state_dict())
+    made(seen).square().mean().backward()  # type: ignore[no-untyped-call]
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        assert torch.equal(parameter, before[name])
