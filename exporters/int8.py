@@ -20,6 +20,8 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from exporters.float32 import ExportError, PixelScale, from_pixels
 
+# onnxruntime computes an int8 convolution of so many filters or more without a copy of the image's patches, but not in groups.
+DIRECT_FILTERS = 16
 CALIBRATION_BATCH = 64  # samples; onnxruntime holds the activations of one batch at a time
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from exporters.audit import float_nodes
 from exporters.float32 import OPSET, PIXELS, ExportError, PixelScale, from_pixels, to_graph
-from exporters.int8 import quantize, quantize_trained
+from exporters.int8 import DIRECT_FILTERS, quantize, quantize_trained
 from exporters.parity import check, check_trained
 from kdedge import store
 from kdedge.data.batches import normalise, pixel_scale
@@ -22,6 +23,7 @@ from kdedge.data.catalog import DatasetInfo
 from kdedge.data.load import load_recorded
 from kdedge.errors import GateError, RunError
 from kdedge.models.network import Network, count_parameters
+from kdedge.models.rewriting import rewritten
 from kdedge.networks import finished_network
 from kdedge.progress import Quiet
 from kdedge.quantize.fake import LIMITS
@@ -151,7 +153,7 @@ def _write(
     given, inputs = piece.takes(images, info)
     plain = piece.module if piece.bits is None else in_float(piece.module)
     try:
-        graph = to_graph(plain, inputs[:2], name, piece.gives)
+        graph = to_graph(_for_device(piece, plain, inputs[:2]), inputs[:2], name, piece.gives)
         whole = from_pixels(graph, pixels, info.shape) if pixels else graph
         path = folder / piece.file_name("fp32")
         store.write_bytes(path, whole.SerializeToString(deterministic=True))
@@ -160,6 +162,9 @@ def _write(
             return
         path = folder / piece.file_name("int8")
         if piece.bits is None:
+            if isinstance(plain, Network) and len(plain.members) > 1:
+                apart = _for_device(piece, plain, inputs[:2], DIRECT_FILTERS)
+                graph = to_graph(apart, inputs[:2], name, piece.gives)
             whole = quantize(graph, np.ascontiguousarray(inputs.numpy()), pixels, info.shape)
         else:
             graph = to_graph(rounded(piece.module), inputs[:2], name, piece.gives)
@@ -177,6 +182,14 @@ def _compared(path: Path, piece: _Piece, images: Tensor, info: DatasetInfo) -> d
     of_classes = piece.gives == "logits"
     difference, agreement = check_trained(path, piece.module, given.numpy(), inputs, of_classes=of_classes)
     return {"difference_to_torch": difference, "agreement_with_torch": agreement}
+
+
+def _for_device(piece: _Piece, module: nn.Module, example: Tensor, apart_from: float = math.inf) -> nn.Module:
+    """A network in fewer and larger layers. Members and heads stay as they are, and so does what was trained quantized: each of
+    its layers has scales of its own."""
+    if piece.bits is not None or not isinstance(module, Network):
+        return module
+    return rewritten(module, example, apart_from)
 
 
 def _describe(

@@ -60,7 +60,7 @@ class ExportedFile(BaseModel):
     path: str  # relative to the export folder
     sha256: str
     bytes: int
-    parameters: int
+    parameters: int  # of the network as it was trained; the file of a whole network may hold fewer numbers
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
     # Of fp32 on the calibration images, of int8 that was trained on validation images: largest difference of an output.

@@ -126,6 +126,15 @@ def test_parameters_are_counted_once_and_add_up(exported: tuple[Path, Manifest])
         assert len(parts) == 5 and sum(parts) == 91_242
 
 
+def test_the_merged_files_hold_one_chain_for_all_siblings(exported: tuple[Path, Manifest]) -> None:
+    """Two convolutions and the hidden layer, each of all four; the last linear layers are in the head, 64 wide."""
+    for precision in ("fp32", "int8"):
+        graph = onnx.load(exported[0] / f"students.merged.{precision}.onnx").graph
+        learning = [node.op_type for node in graph.node if node.op_type in ("Conv", "Gemm", "Split", "Concat")]
+        assert learning == ["Conv", "Conv", "Conv", "Gemm"]
+        assert [10, 64] in [list(value.dims) for value in graph.initializer]
+
+
 def test_what_was_measured_is_told(exported: tuple[Path, Manifest], runs: Path) -> None:
     _, manifest = exported
     run = open_run(runs / "group")

@@ -8,6 +8,12 @@
 Both do the same work on the same images in batches of the same size. They take turns, each in a process of its own, because
 how a process keeps its memory is its own too, and is part of (b). The targets of (b) are computed before, once a teacher.
 An "image" is one image seen by one student.
+
+    python tools/benchmark.py deploy [--rounds 5] [--json]
+
+`deploy` measures exported files in ONNX Runtime, batch 1 on one thread, interleaved in one process a round: the teacher in
+fp32, and a student or a group in one graph, in fp32 and int8, plain and as `kdedge export` rewrites it (models/rewriting.py).
+Ratios are of p50 to the teacher's in the same round. Weights are untrained and pixels random: latency depends on neither.
 """
 
 from __future__ import annotations
@@ -32,20 +38,34 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import FashionMNIST
 
-from kdedge.data.batches import Samples, Views
+from exporters.float32 import PIXELS, PixelScale, from_pixels, to_graph
+from exporters.int8 import DIRECT_FILTERS, quantize
+from kdedge import devices
+from kdedge.data.batches import Samples, Views, normalise, pixel_scale
+from kdedge.data.catalog import DATASETS
 from kdedge.data.load import Dataset, load
 from kdedge.devices.runner import device
 from kdedge.fit import Taught, fit
 from kdedge.losses.dense import MSE
 from kdedge.machine import keep_freed_memory
 from kdedge.models.layers import ReLUMaxPool
+from kdedge.models.rewriting import rewritten
 from kdedge.networks import new_network
+from kdedge.store import sha256
 from kdedge.targets import compute
+from kdedge.validate import put_array
 from kdedge.variants import load_recipe
 
 IMAGES = 4096  # an epoch of each loop, short enough to take turns often
-RECIPE = load_recipe(Path(__file__).parent.parent / "recipes" / "tcn4.yaml")
+RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPE = load_recipe(RECIPES / "tcn4.yaml")
 STUDENTS = RECIPE.networks["students"]
+DEPLOYED = {  # case: recipe, and the network that stands beside its teacher
+    "tcn4": ("tcn4", "students"),
+    "ta4": ("ta_hierarchical", "four"),
+    "S1": ("ta_hierarchical", "one"),
+}
+SAMPLES = 64  # random images, for calibration and in turn for latency
 
 Epoch = Callable[[int], int]  # trains once over the images, with that seed; gives the number of images seen by students
 
@@ -190,25 +210,91 @@ def _plain(backbone: nn.Module) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+def deploy(rounds: int) -> dict[str, Any]:
+    """p50 of the files of each case, and the median over rounds of their ratios to the teacher's."""
+    rows = []
+    for case, (recipe, network) in DEPLOYED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            p50_ms, described = _deployed_ms(Path(folder), recipe, network, rounds)
+        teacher = p50_ms.pop("teacher_fp32")
+        ratios = {name: [a / b for a, b in zip(ms, teacher, strict=True)] for name, ms in p50_ms.items()}
+        row: dict[str, Any] = {"case": case, "teacher_fp32_ms_p50": round(statistics.median(teacher), 4)}
+        row |= {f"{name}_ms_p50": round(statistics.median(ms), 4) for name, ms in p50_ms.items()}
+        row |= {f"{name}_ratio": round(statistics.median(found), 3) for name, found in ratios.items()}
+        ours = ratios["merged_int8"]
+        row |= {"ratio": row["merged_int8_ratio"], "ratio_min": round(min(ours), 3), "ratio_max": round(max(ours), 3)}
+        rows.append(row)
+    return {"rows": rows, "rounds": rounds, "threads": 1, "batch": 1, "weights": "untrained", "device": described}
+
+
+def _deployed_ms(folder: Path, recipe: str, name: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """For each file its p50 in every round, in ms, and a description of the device."""
+    described = load_recipe(RECIPES / f"{recipe}.yaml")
+    info = DATASETS[described.data.name]
+    images = np.random.default_rng(0).integers(0, 256, (SAMPLES, *info.shape), np.uint8)
+    inputs = normalise(torch.from_numpy(images), info)
+    pixels = PixelScale(info.mean, pixel_scale(info))
+    teacher, network = (new_network(described, one).eval() for one in ("teacher", name))
+    modules = {
+        "teacher_fp32": teacher,
+        "plain_fp32": network,
+        "merged_fp32": rewritten(network, inputs[:2]),
+        "plain_int8": network,
+        "merged_int8": rewritten(network, inputs[:2], DIRECT_FILTERS),
+    }
+    sent: dict[str, Path] = {}
+    job: dict[str, Any] = {"task": "latency", "threads": 1, "seconds": 1.0, "min_runs": 100, "files": []}
+    job["images"] = put_array(folder / "images.npy", images, sent)
+    for file, module in modules.items():
+        graph = to_graph(module, inputs[:2], PIXELS, "logits")
+        if file.endswith("int8"):
+            graph = quantize(graph, np.ascontiguousarray(inputs.numpy()), pixels, info.shape)
+        else:
+            graph = from_pixels(graph, pixels, info.shape)
+        path = sent[f"{file}.onnx"] = folder / f"{file}.onnx"
+        path.write_bytes(graph.SerializeToString())
+        job["files"].append({"name": file, "path": path.name, "sha256": sha256(path)})
+    answers = [devices.ask("cpu", job, sent, devices.LatencyAnswer) for _ in range(rounds)]
+    p50_ms = {
+        file: [statistics.median(answer.files[number].latencies_ns) / 1e6 for answer in answers]
+        for number, file in enumerate(modules)
+    }
+    return p50_ms, answers[0].device
+
+
+def _print_train(result: dict[str, Any]) -> None:
+    print(f"user's loop   {result['user_loop_images_per_s']:>7,} images/s")
+    print(f"kdedge        {result['kdedge_images_per_s']:>7,} images/s")
+    spread = f"{result['ratio_min']} to {result['ratio_max']} in {result['rounds']} rounds"
+    print(f"ratio         {result['ratio']:>7} ({spread})")
+
+
+def _print_deploy(result: dict[str, Any]) -> None:
+    forms = ["plain_fp32", "merged_fp32", "plain_int8", "merged_int8"]
+    print("       teacher_fp32  " + "  ".join(f"{form:>17}" for form in forms) + "   p50 in ms, and to the teacher's")
+    for row in result["rows"]:
+        cells = [f"{row[f'{form}_ms_p50']:>8.3f} ({row[f'{form}_ratio']:.3f}x)" for form in forms]
+        print(f"{row['case']:6} {row['teacher_fp32_ms_p50']:>12.3f}  " + "  ".join(f"{cell:>17}" for cell in cells))
+
+
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train"])
+    parser.add_argument("what", choices=["train", "deploy"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--batch-size", type=int, default=STUDENTS.fit.batch_size, help="of both; default: the recipe's"
+        "--batch-size", type=int, default=STUDENTS.fit.batch_size, help="of both training loops; default: the recipe's"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     arguments = parser.parse_args()
-    result = train(arguments.rounds, arguments.batch_size)
+    if arguments.what == "train":
+        result, show = train(arguments.rounds, arguments.batch_size), _print_train
+    else:
+        result, show = deploy(arguments.rounds), _print_deploy
     if arguments.json:
         print(json.dumps(result, indent=2))
     else:
-        print(f"user's loop   {result['user_loop_images_per_s']:>7,} images/s")
-        print(f"kdedge        {result['kdedge_images_per_s']:>7,} images/s")
-        print(
-            f"ratio         {result['ratio']:>7} ({result['ratio_min']} to {result['ratio_max']} in {result['rounds']} rounds)"
-        )
+        show(result)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class Network(nn.Module):
             return {"dense": self.dense(images)}
         (member,) = self.members
         ends, found, x = layers_of(member), {}, images
-        for number, module in enumerate(_in_order(member)):
+        for number, module in enumerate(in_order(member)):
             x = module(x)
             found.update({name: x for name in layers if ends[name] == number})
         return {**found, "dense": x}
@@ -143,7 +143,7 @@ def mean_head(heads: Sequence[nn.Linear]) -> nn.Linear:
     """The linear head on the dense vectors of several networks side by side that gives the mean of their logits."""
     weight = torch.cat([head.weight.detach() for head in heads], 1) / len(heads)
     bias = torch.stack([head.bias.detach() for head in heads]).mean(0)
-    return _linear(weight, bias)
+    return linear(weight, bias)
 
 
 def merged(networks: Sequence[Network], how: Literal["mean", "sum"]) -> Network:
@@ -155,12 +155,12 @@ def merged(networks: Sequence[Network], how: Literal["mean", "sum"]) -> Network:
     heads = [head for network in networks for head in network.with_one_head().heads()]
     first = heads[0]
     repeated = first.weight.detach().repeat(1, len(heads))
-    head = mean_head(heads) if how == "mean" else _linear(repeated, first.bias.detach())
+    head = mean_head(heads) if how == "mean" else linear(repeated, first.bias.detach())
     members = [member for network in networks for member in network.members]
     return Network(members, head, [model for network in networks for model in network.models])
 
 
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A linear layer with this weight, float [outputs, inputs], and bias, float [outputs]."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
     layer.load_state_dict({"weight": weight, "bias": bias})
@@ -207,7 +207,7 @@ def layers_of(member: nn.Module) -> dict[str, int]:
     """
     ends: dict[str, int] = {}
     name = None  # of the layer that the module belongs to; what a view leaves of the image belongs to none
-    for number, module in enumerate(_in_order(member)):
+    for number, module in enumerate(in_order(member)):
         if isinstance(module, nn.Flatten | GlobalMean):
             break
         if isinstance(module, nn.Conv2d | resnet.Residual):
@@ -218,9 +218,9 @@ def layers_of(member: nn.Module) -> dict[str, int]:
     return ends
 
 
-def _in_order(module: nn.Module) -> list[nn.Module]:
+def in_order(module: nn.Module) -> list[nn.Module]:
     """The modules that an image goes through, one after the other."""
-    return [one for child in module for one in _in_order(child)] if isinstance(module, nn.Sequential) else [module]
+    return [one for child in module for one in in_order(child)] if isinstance(module, nn.Sequential) else [module]
 
 
 def build(models: Sequence[str], dense: int, classes: int) -> Network:

@@ -16,6 +16,10 @@ class LowResolution(nn.Module):
         super().__init__()
         self.side = side
 
+    def extra_repr(self) -> str:
+        """What the text of this module tells of it, as torch's own layers do."""
+        return f"side={self.side}"
+
     def forward(self, images: Tensor) -> Tensor:
         """Float [batch, C, H, H] to the same shape; `side` divides H."""
         block = images.shape[-1] // self.side
@@ -28,6 +32,10 @@ class Centre(nn.Module):
     def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side
+
+    def extra_repr(self) -> str:
+        """What the text of this module tells of it, as torch's own layers do."""
+        return f"side={self.side}"
 
     def forward(self, images: Tensor) -> Tensor:
         """Float [batch, C, H, H] to the same shape."""

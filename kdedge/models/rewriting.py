@@ -1,0 +1,135 @@
+"""Exact rewritings of a network for the device: the same logits from fewer and larger layers.
+
+A member's last linear layer and its slice of the head are one linear map. Siblings that are built alike go side by side in
+one chain: their first layers see the same image, so they are one layer with the filters of all; each layer after it is
+one with a group for each sibling. What that gains is in docs/lab-notes.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdedge.models.layers import GlobalMean, ReLUMaxPool
+from kdedge.models.network import Network, in_order, linear
+from kdedge.models.view import Centre, LowResolution
+
+Layers = Sequence[nn.Module]  # of one member, in the order in which an image goes through them
+
+# What these do to a channel depends on that channel alone, so they are the same for the channels of several siblings. Types
+# are compared exactly: a subclass may compute something else.
+_BY_CHANNEL = (nn.ReLU, nn.MaxPool2d, ReLUMaxPool, GlobalMean, nn.Dropout, nn.Identity, LowResolution, Centre)
+
+_OF_ALL = ("kernel_size", "stride", "padding", "dilation", "padding_mode")  # one for all filters of a convolution
+
+
+def rewritten(network: Network, example: Tensor, apart_from: float = math.inf) -> Network:
+    """A network with one linear head as one that gives the same logits but for rounding; its dense vector is another.
+
+    `network` is in eval mode; `example` are images as it takes them, float [batch, C, H, W]. Siblings go apart before a
+    convolution of `apart_from` or more filters each: a runtime may be slow at wide convolutions in groups.
+    """
+    assert isinstance(network.head, nn.Linear)
+    with torch.no_grad():
+        widths = [member(example).shape[1] for member in network.members]
+    folded = [
+        _fold(in_order(member), weight)
+        for member, weight in zip(network.members, torch.split(network.head.weight.detach(), widths, 1), strict=True)
+    ]
+    alike: dict[str, list[int]] = defaultdict(list)  # the text of a module tells all its settings
+    for number, (layers, _, _) in enumerate(folded):
+        alike[repr(layers)].append(number)
+    members = [
+        chain for numbers in alike.values() for chain in _side_by_side([folded[n][0] for n in numbers], apart_from)
+    ]
+    weights = [folded[number][1] for numbers in alike.values() for number in numbers]
+    bias = network.head.bias.detach().double() + sum(bias for _, _, bias in folded)
+    return Network(members, linear(torch.cat(weights, 1).float(), bias.float())).train(network.training)
+
+
+def _fold(layers: Layers, weight: Tensor) -> tuple[Layers, Tensor, Tensor]:
+    """A member without its last linear layer, and what its slice of the head, [classes, width], becomes: weight and bias.
+
+    Where the two layers are smaller than the one that they make, which a narrow layer may be, they are left as they are.
+    """
+    last, weight = layers[-1], weight.double()
+    unfolded = layers, weight, torch.zeros(len(weight), dtype=torch.double)
+    if type(last) is not nn.Linear or last.bias is None:
+        return unfolded
+    if last.in_features * len(weight) > last.weight.numel() + weight.numel():
+        return unfolded
+    return layers[:-1], weight @ last.weight.detach().double(), weight @ last.bias.detach().double()
+
+
+def _side_by_side(siblings: Sequence[Layers], apart_from: float) -> list[nn.Module]:
+    """Members that are built alike as one; each by itself where there is one alone, or with layers that are not known here."""
+    if len(siblings) == 1 or not all(map(_can_be_joined, siblings[0])):
+        return [nn.Sequential(*layers) for layers in siblings]
+    together: list[nn.Module] = []
+    groups = 1  # until the first layer that learns, all siblings have the same image
+    for layers in zip(*siblings, strict=True):
+        first = layers[0]
+        if groups > 1 and isinstance(first, nn.Conv2d) and first.out_channels >= apart_from:
+            rest = [nn.Sequential(*sibling[len(together) :]) for sibling in siblings]
+            return [Branches(nn.Sequential(*together), rest)]
+        together.append(_joined(layers, groups))
+        if isinstance(first, nn.Conv2d | nn.Linear):
+            groups = len(siblings)
+    if groups == 1:  # nothing in them learns
+        return [nn.Sequential(*layers) for layers in siblings]
+    return [nn.Sequential(*together, nn.Flatten())]
+
+
+def _can_be_joined(layer: nn.Module) -> bool:
+    if type(layer) is nn.Conv2d:
+        return layer.groups == 1
+    return type(layer) in (nn.Linear, nn.BatchNorm2d, nn.Flatten, *_BY_CHANNEL)
+
+
+def _joined(layers: Layers, groups: int) -> nn.Module:
+    """The same layer of each sibling as one: on the image that all see, or with a group each on their own channels."""
+    first, n = layers[0], len(layers)
+    joined: nn.Module
+    if isinstance(first, nn.Conv2d):
+        alike: dict[str, Any] = {name: getattr(first, name) for name in _OF_ALL}
+        channels = first.in_channels * groups, first.out_channels * n
+        joined = nn.Conv2d(*channels, groups=groups, bias=first.bias is not None, **alike)
+    elif isinstance(first, nn.Linear):
+        channels = first.in_features * groups, first.out_features * n
+        joined = nn.Conv2d(*channels, 1, groups=groups, bias=first.bias is not None)
+    elif isinstance(first, nn.BatchNorm2d):
+        joined = nn.BatchNorm2d(first.num_features * n, first.eps)
+    else:
+        return Pixel() if isinstance(first, nn.Flatten) else first
+    for name, tensor in joined.state_dict().items():
+        if tensor.ndim:  # batch norm's count of batches is not needed
+            parts = [layer.state_dict()[name] for layer in layers]
+            tensor.copy_(torch.cat(parts).view_as(tensor))
+    return joined
+
+
+class Pixel(nn.Module):
+    """Flattens an image to one pixel of many channels, so that the linear layers that follow are 1x1 convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [batch, channels, H, W] to [batch, channels * H * W, 1, 1]; the siblings' channels stay apart."""
+        return x.reshape(x.shape[0], -1, 1, 1)
+
+
+class Branches(nn.Module):
+    """Layers that siblings have in one, and then those of each on its own part of the channels."""
+
+    def __init__(self, together: nn.Module, apart: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.together = together
+        self.apart = nn.ModuleList(apart)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float [batch, C, H, W] to what all branches give, float [batch, width of all]."""
+        parts = self.together(images).chunk(len(self.apart), 1)
+        return torch.cat([branch(part) for branch, part in zip(self.apart, parts, strict=True)], 1)
