@@ -65,7 +65,7 @@ def main() -> None:
     kdedge export --int8                ONNX files, gated            -> runs/tcn4/export/
     kdedge bench --device cpu           accuracy and latency         -> runs/tcn4/bench.json
 
-    A command without RUN takes the newest run.
+    RUN is the folder of a run, or its name in --runs; a command without RUN takes the newest one.
     """
 
 
@@ -75,7 +75,7 @@ def main() -> None:
 @JSON
 def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say everything that is wrong with a recipe, or that nothing is."""
-    from kdedge.plan import parameters
+    from kdedge.plan import parameters, sizes_to_print
     from kdedge.variants import load_recipes
 
     try:
@@ -92,8 +92,7 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         _print_json({"recipe": str(recipe), "ok": True, "problems": [], "parameters": first, **runs})
         return
     click.echo(f"{recipe}: nothing wrong" + (f" in {len(loaded)} runs" if len(loaded) > 1 else ""))
-    for name, size in dict.fromkeys((name, size) for one in sizes.values() for name, size in one.items()):
-        click.echo(f"  {name}: {size:,} parameters")
+    click.echo("\n".join(sizes_to_print(loaded)))
 
 
 @main.command()
@@ -216,7 +215,7 @@ def distill(
 
 @main.command()
 @RUN
-@click.option("--int8", is_flag=True, help="Write int8 files as well, and refuse them if they lost accuracy.")
+@click.option("--int8", is_flag=True, help="Write int8 files as well, and fail if they lost too much accuracy.")
 @RUNS
 @DATA_DIR
 @JSON
@@ -226,9 +225,9 @@ def export(run: Path | None, int8: bool, runs: Path, data_dir: Path | None, as_j
     Exits with 3 when an int8 file lost more accuracy than the recipe allows.
     """
     from kdedge.progress import progress
-    from kdedge.store import newest_run, read_manifest, runs_of
+    from kdedge.store import find_run, read_manifest, runs_of
 
-    folder = run or newest_run(runs)
+    folder = find_run(run, runs)
     from kdedge.deployment import export, rows_to_print
 
     refused, documents = [], []
@@ -265,9 +264,9 @@ def bench(run: Path | None, device: str, threads: int | None, runs: Path, data_d
     """Measure accuracy, latency, start-up and memory of the exported files, on the device."""
     from kdedge.benchmark import bench, rows_for_print
     from kdedge.progress import progress
-    from kdedge.store import newest_run, runs_of
+    from kdedge.store import find_run, runs_of
 
-    folder = run or newest_run(runs)
+    folder = find_run(run, runs)
     documents = []
     for one in (found := runs_of(folder)):
         if len(found) > 1 and not as_json:
@@ -294,9 +293,9 @@ def bench(run: Path | None, device: str, threads: int | None, runs: Path, data_d
 def results(run: Path | None, against: str | None, per_class: bool, confusion: bool, runs: Path, as_json: bool) -> None:
     """Print one table over the variants and seeds of a recipe, and which differences are more than noise."""
     from kdedge.comparison import classes_to_print, confusions_to_print, results, rows_to_print, sentences
-    from kdedge.store import newest_run
+    from kdedge.store import find_run
 
-    folder = run or newest_run(runs)
+    folder = find_run(run, runs)
     found = results(folder, against)
     if as_json:
         _print_json(found.model_dump(mode="json"))

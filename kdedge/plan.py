@@ -104,6 +104,19 @@ def parameters(recipe: Recipe, name: str) -> int:
     return _of_members(recipe, name) + (recipe.dense(name) + 1) * classes
 
 
+def sizes_to_print(recipes: Sequence[Recipe]) -> list[str]:
+    """A line for each size of a network, with the variants that have it where others have another."""
+    variants_of: dict[tuple[str, int], dict[str, None]] = {}
+    for recipe in recipes:
+        for name in recipe.networks:
+            variants_of.setdefault((name, parameters(recipe, name)), {})[recipe.variant or ""] = None
+    every = {recipe.variant for recipe in recipes}
+    return [
+        f"  {name}: {size:,} parameters" + (f" in {', '.join(variants)}" if len(variants) < len(every) else "")
+        for (name, size), variants in variants_of.items()
+    ]
+
+
 def _of_members(recipe: Recipe, name: str) -> int:
     """Parameters of all members of a network, or of one member of an ensemble."""
     network = recipe.networks.get(name)

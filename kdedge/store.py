@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from kdedge.errors import RunError
+from kdedge.wording import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,6 +127,23 @@ def open_run(path: Path) -> Run:
     if not file.is_file():
         raise RunError(f"{path} is not a run: it has no run.json. Make one with `kdedge distill RECIPE`.")
     return Run.model_validate({**_read(file, Run).model_dump(), "path": path})
+
+
+def find_run(run: Path | None, runs: Path) -> Path:
+    """The folder of a run, or of a recipe's runs, by its path or by its name in `runs`; the newest for None. Raises RunError."""
+    if run is None:
+        return newest_run(runs)
+    if found := next(filter(_holds_runs, (run, runs / run)), None):
+        return found
+    if run.suffix in (".yaml", ".yml"):
+        raise RunError(f"{run} is a recipe, not a run. Make its run with `kdedge distill {run}`, and name that.")
+    beside = {one.name: one for place in (run, runs / run) for one in place.parent.glob("*") if _holds_runs(one)}
+    guess = f"; did you mean {beside[meant]}?" if (meant := nearest(run.name, sorted(beside))) else "."
+    raise RunError(f"{run} is no run, and {runs} has none of that name{guess} Make one with `kdedge distill RECIPE`.")
+
+
+def _holds_runs(folder: Path) -> bool:
+    return (folder / "run.json").is_file() or any(folder.glob("*/run.json"))
 
 
 def newest_run(runs: Path) -> Path:
@@ -304,9 +322,7 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(
-                f"{folder} is in use by another kdedge process. Wait for it, or choose another --runs."
-            ) from None
+            raise RunError(f"{folder} is in use by another kdedge process. Wait, or choose another --runs.") from None
         yield
 
 

@@ -111,6 +111,17 @@ def test_check_says_nothing_is_wrong_and_how_large_the_networks_are() -> None:
     }
 
 
+def test_check_says_which_variants_have_networks_of_which_size() -> None:
+    variants = "variants: {half: {}, wide: {networks.student.model: mlp-16}, slow: {networks.student.fit.epochs: 2}}\n"
+    Path("study.yaml").write_text(f"{GOOD}{variants}seeds: [0, 1]\n")
+    assert kdedge("check", "study.yaml").stdout.splitlines() == [
+        "study.yaml: nothing wrong in 6 runs",
+        "  teacher: 25,450 parameters",
+        "  student: 6,370 parameters in half, slow",
+        "  student: 12,730 parameters in wide",
+    ]
+
+
 def test_check_lists_every_problem_with_its_line() -> None:
     Path("bad.yaml").write_text(GOOD.replace("mlp-8", "mlp8").replace("epochs: 1", "epoch: 1"))
     done = kdedge("check", "bad.yaml")
@@ -230,7 +241,7 @@ def test_without_a_name_the_newest_run_is_taken(command: str) -> None:
         (
             ["export", "there"],
             1,
-            "Error: there is not a run: it has no run.json. Make one with `kdedge distill RECIPE`.\n",
+            "Error: there is no run, and runs has none of that name. Make one with `kdedge distill RECIPE`.\n",
         ),
         (["distill", "good.yaml", "--data-dir", "none"], 1, "Error: --data-dir 'none' is not a folder"),
         (["distill", "good.yaml", "--set", "networks.teacher.fit.epoch=2"], 1, "did you mean 'epochs'?"),
@@ -247,6 +258,15 @@ def test_mistakes_are_told_in_words_with_their_exit_code(arguments: list[str], e
     assert (done.exit_code, done.stdout) == (exit_code, "")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["export", "bench"])
+def test_a_run_may_be_named_alone(command: str) -> None:
+    unfinished(Path("elsewhere") / "small")
+    Path("small").mkdir()
+    done = kdedge(command, "small", "--runs", "elsewhere")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"Error: {Path('elsewhere/small')}" in done.stderr
 
 
 def test_an_unknown_device_is_named(finished: Path, data: Path) -> None:

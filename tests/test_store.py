@@ -19,6 +19,7 @@ from kdedge.store import (
     Run,
     StageRecord,
     check_file,
+    find_run,
     inside,
     load_tensors,
     lock,
@@ -309,6 +310,47 @@ def test_a_damaged_run_is_named(tmp_path: Path, content: bytes, said: str) -> No
     with pytest.raises(RunError, match=r"run\.json (cannot be read|is damaged).*") as error:
         open_run(tmp_path)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        ("small", "runs/small"),
+        ("runs/small", "runs/small"),
+        ("study", "runs/study"),
+        ("study/kd.seed0", "runs/study/kd.seed0"),
+        ("here", "here"),
+        (None, "runs/study"),
+    ],
+)
+def test_a_run_is_found_by_its_path_or_its_name(
+    named: str | None, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/small", "here", "runs/here", "runs/study/kd.seed0"):
+        make_run(Path(folder)).write()
+    Path("small").mkdir()  # no run
+    assert find_run(Path(named) if named else None, Path("runs")) == Path(found)
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("runs/smal", "runs/smal is no run, and runs has none of that name; did you mean runs/small? Make one with"),
+        ("smal", "smal is no run, and runs has none of that name; did you mean runs/small? Make one with"),
+        ("other", "other is no run, and runs has none of that name. Make one with `kdedge distill RECIPE`."),
+        (
+            "small.yaml",
+            "small.yaml is a recipe, not a run. Make its run with `kdedge distill small.yaml`, and name that.",
+        ),
+    ],
+)
+def test_a_run_that_is_not_there(named: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(Path("runs/small")).write()
+    with pytest.raises(RunError) as caught:
+        find_run(Path(named), Path("runs"))
+    assert str(caught.value).startswith(said)
 
 
 def test_the_newest_run_is_the_one_written_last(tmp_path: Path) -> None:
