@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from exporters.audit import float_nodes
-from exporters.float32 import OPSET, PIXELS, ExportError, PixelScale, from_pixels, to_graph
+from exporters.float32 import OPSET, PIXELS, ExportError, PixelScale, fold_batch_norm, from_pixels, to_graph
 from exporters.int8 import DIRECT_FILTERS, quantize, quantize_trained
 from exporters.parity import check, check_trained
 from kdedge import store
@@ -27,7 +27,7 @@ from kdedge.models.rewriting import rewritten
 from kdedge.networks import finished_network
 from kdedge.progress import Quiet
 from kdedge.quantize.fake import LIMITS
-from kdedge.quantize.layers import in_float, rounded
+from kdedge.quantize.layers import in_float, rounded, with_rounded_biases
 from kdedge.recipe import Recipe
 from kdedge.recipe_reader import resolved_recipe
 from kdedge.store import ExportedFile, Manifest, Precision, Role, Run, TensorInfo
@@ -180,7 +180,8 @@ def _compared(path: Path, piece: _Piece, images: Tensor, info: DatasetInfo) -> d
     """How near the int8 file at `path` is to the network that was trained quantized, on `images`."""
     given, inputs = piece.takes(images, info)
     of_classes = piece.gives == "logits"
-    difference, agreement = check_trained(path, piece.module, given.numpy(), inputs, of_classes=of_classes)
+    simulated = with_rounded_biases(fold_batch_norm(rounded(piece.module)), pixel_scale(info))
+    difference, agreement = check_trained(path, simulated, given.numpy(), inputs, of_classes=of_classes)
     return {"difference_to_torch": difference, "agreement_with_torch": agreement}
 
 

@@ -16,18 +16,19 @@ from kdedge.models.layers import GlobalMean
 from kdedge.models.network import Network
 from kdedge.models.resnet import Residual
 from kdedge.models.view import LowResolution
-from kdedge.quantize.fake import ActivationQuantizer, WeightQuantizer
+from kdedge.quantize.fake import LIMITS, ActivationQuantizer, WeightQuantizer
 
 
 class QuantizedConv2d(nn.Conv2d):
     """A convolution, with its weights, that rounds what it takes by `given` and its weights to so many bits."""
 
-    def __init__(self, layer: nn.Conv2d, given: nn.Module, bits: int) -> None:
+    def __init__(self, layer: nn.Conv2d, given: nn.Module, bits: int, grid: nn.Module) -> None:
         sizes = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
         super().__init__(*sizes, layer.groups, layer.bias is not None, device="meta")  # type: ignore[arg-type]
         self.weight, self.bias = layer.weight, layer.bias
         self.given: nn.Module = given
         self.rounding: nn.Module = WeightQuantizer(bits)
+        self.limit, self.grid = LIMITS[bits], (grid,)  # in a tuple, as it belongs to whoever rounds
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [batch, channels, H, W] to [batch, filters, H', W']."""
@@ -38,11 +39,12 @@ class QuantizedConv2d(nn.Conv2d):
 class QuantizedLinear(nn.Linear):
     """A linear layer, with its weights, that rounds what it takes by `given` and its weights to so many bits."""
 
-    def __init__(self, layer: nn.Linear, given: nn.Module, bits: int) -> None:
+    def __init__(self, layer: nn.Linear, given: nn.Module, bits: int, grid: nn.Module) -> None:
         super().__init__(layer.in_features, layer.out_features, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
         self.given: nn.Module = given
         self.rounding: nn.Module = WeightQuantizer(bits)
+        self.limit, self.grid = LIMITS[bits], (grid,)  # in a tuple, as it belongs to whoever rounds
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [batch, inputs] to [batch, outputs]."""
@@ -57,42 +59,59 @@ def quantized_network(network: Network, bits: int, observe_steps: int) -> Networ
     assert isinstance(network.head, nn.Linear)  # an ensemble has several, see rules/quantize.py
     for number, member in enumerate(network.members):
         network.members[number] = quantized_backbone(member, bits, observe_steps)
-    network.head = QuantizedLinear(network.head, ActivationQuantizer(observe_steps), bits)
+    given = ActivationQuantizer(observe_steps)
+    network.head = QuantizedLinear(network.head, given, bits, given)
     return network
 
 
 def quantized_backbone(member: nn.Module, bits: int, observe_steps: int) -> nn.Module:
-    """A backbone, or a branch of one, with the same weights, that rounds.
+    """A backbone with the same weights that rounds.
 
     What it takes is not rounded, since pixels are uint8 already, unless they are means of pixels.
     """
-    return _quantized(member, bits, observe_steps, rounded=True)[0]
+    return _quantized(member, bits, observe_steps, grid=nn.Identity())[0]
 
 
-def _quantized(module: nn.Module, bits: int, observe_steps: int, *, rounded: bool) -> tuple[nn.Module, bool]:
-    """The module that takes the place of this one, and whether what it gives is rounded, given whether what it takes is."""
-    given = nn.Identity() if rounded else ActivationQuantizer(observe_steps)
+def _quantized(
+    module: nn.Module, bits: int, observe_steps: int, *, grid: nn.Module | None
+) -> tuple[nn.Module, nn.Module | None]:
+    """The module that takes the place of this one, and on whose grid lies what it gives, if it is rounded, given on whose
+    lies what it takes; the grid of pixels is an Identity."""
+    given = ActivationQuantizer(observe_steps) if grid is None else nn.Identity()
     if isinstance(module, nn.Sequential):
         parts = []
         for part in module:
-            part, rounded = _quantized(part, bits, observe_steps, rounded=rounded)
+            part, grid = _quantized(part, bits, observe_steps, grid=grid)
             parts.append(part)
-        return nn.Sequential(*parts), rounded
-    if isinstance(module, nn.Conv2d):
-        return QuantizedConv2d(module, given, bits), False
-    if isinstance(module, nn.Linear):
-        return QuantizedLinear(module, given, bits), False
+        return nn.Sequential(*parts), grid
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        layer = QuantizedConv2d if isinstance(module, nn.Conv2d) else QuantizedLinear
+        return layer(module, given, bits, grid or given), None  # type: ignore[arg-type]
     if isinstance(module, Residual):
+        grid = grid or given
         # Both terms of the sum are rounded. An empty shortcut hands on what is.
         layers, shortcut = (
-            nn.Sequential(quantized_backbone(branch, bits, observe_steps), ActivationQuantizer(observe_steps))
+            nn.Sequential(_quantized(branch, bits, observe_steps, grid=grid)[0], ActivationQuantizer(observe_steps))
             for branch in (module.layers, module.shortcut)
         )
         empty = isinstance(module.shortcut, nn.Identity)
-        return nn.Sequential(given, Residual(layers, module.shortcut if empty else shortcut)), False
+        return nn.Sequential(given, Residual(layers, module.shortcut if empty else shortcut)), None
     if isinstance(module, GlobalMean):
-        return nn.Sequential(given, module), False
-    return module, rounded and not isinstance(module, LowResolution)
+        return nn.Sequential(given, module), None
+    return module, None if isinstance(module, LowResolution) else grid
+
+
+def with_rounded_biases(module: nn.Module, pixel_scale: float) -> nn.Module:
+    """`module` itself, of rounded weights and without batch norm, with each bias rounded as an int32 of the scale of the
+    products that it is added to; `pixel_scale` is the scale of what nothing rounds."""
+    for layer in module.modules():
+        if isinstance(layer, QuantizedConv2d | QuantizedLinear) and layer.bias is not None:
+            (grid,) = layer.grid
+            input_scale = grid.grid()[0] if isinstance(grid, ActivationQuantizer) else pixel_scale
+            with torch.no_grad():
+                scale = layer.weight.abs().flatten(1).amax(1) / layer.limit * input_scale
+                layer.bias.copy_(torch.where(scale > 0, torch.round(layer.bias / scale) * scale, layer.bias))
+    return module
 
 
 def rounded(module: nn.Module) -> nn.Module:
