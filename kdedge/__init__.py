@@ -1,7 +1,7 @@
 """Distil a network into one or several small students, export them as int8 ONNX, and prove the files on the device.
 
-The commands as functions: `distill`, `export`, `bench` and `results`, and `load_recipe` and `load_recipes` for what the first
-one takes. Importing this package imports nothing heavy; each function imports what it needs when it is first looked up.
+The commands as functions: `distill`, `export`, `bench`, `results` and `verify`, and `load_recipe` and `load_recipes` for what
+the first one takes. Importing this package imports nothing heavy; each function imports what it needs when it is first looked up.
 """
 
 from __future__ import annotations
@@ -16,8 +16,19 @@ if TYPE_CHECKING:
     from kdedge.distillation import distill
     from kdedge.errors import KdedgeError
     from kdedge.variants import load_recipe, load_recipes
+    from kdedge.verification import verify
 
-__all__ = ["KdedgeError", "__version__", "bench", "distill", "export", "load_recipe", "load_recipes", "results"]
+__all__ = [
+    "KdedgeError",
+    "__version__",
+    "bench",
+    "distill",
+    "export",
+    "load_recipe",
+    "load_recipes",
+    "results",
+    "verify",
+]
 
 _HOME = {
     "KdedgeError": "errors",
@@ -27,6 +38,7 @@ _HOME = {
     "load_recipe": "variants",
     "load_recipes": "variants",
     "results": "comparison",
+    "verify": "verification",
 }
 
 

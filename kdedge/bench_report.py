@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from kdedge.manifest import ValidationRow
 from kdedge.statistics import ratio_interval
-from kdedge.validate import Validation, ValidationRow
+from kdedge.validate import Validation
 
 NOTES = [
     "latency is the time of InferenceSession.run at batch 1, on inputs prepared beforehand: test images, or for a head "

@@ -17,8 +17,9 @@ from kdedge.bench_report import BenchReport, BenchRow, rows_for_print, sentences
 from kdedge.data.load import load_recorded
 from kdedge.devices import ColdAnswer, LatencyAnswer
 from kdedge.errors import DeviceError, RunError
+from kdedge.manifest import ExportedFile, check_file, read_manifest
 from kdedge.statistics import quantile, quantile_interval
-from kdedge.store import ExportedFile, Run, check_file, lock, open_run, read_manifest, write_json
+from kdedge.store import Run, lock, open_run, write_json
 from kdedge.validate import job_file, job_path, measure, put_array, save_predictions
 
 __all__ = ["BenchReport", "bench", "rows_for_print"]

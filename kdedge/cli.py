@@ -6,14 +6,11 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
-from kdedge.errors import GateError, KdedgeError, RecipeError
-
-if TYPE_CHECKING:
-    from kdedge.recipe import Recipe
+from kdedge.errors import GateError, KdedgeError, PackageError, RecipeError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -106,7 +103,8 @@ def plan(
     recipe: Path, full: bool, overrides: tuple[str, ...], runs: Path, data_dir: Path | None, as_json: bool
 ) -> None:
     """Show what `distill` would do, stage by stage, and what is done already."""
-    from kdedge.plan import describe
+    from kdedge.plan import describe, rows_to_print
+    from kdedge.recipe_reader import to_yaml
     from kdedge.variants import load_recipes
 
     loaded = load_recipes(recipe, overrides)
@@ -120,21 +118,8 @@ def plan(
         if len(loaded) > 1:
             click.echo(click.style(one.name, bold=True))
         if full:
-            click.echo(_yaml(one))
-        rows = [_stage_to_print(stage) for stage in document["stages"]]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _stage_to_print(stage: dict[str, Any]) -> list[str]:
-    state = "finished" if stage["finished"] else "to do"
-    if stage["taken_over_from"]:
-        state = f"taken over from {stage['taken_over_from']}"
-    elif stage["shared_with"]:
-        state = f"shared with {stage['shared_with']}"
-    after = f"after {', '.join(stage['parents'])}" if stage["parents"] else ""
-    return [stage["name"], (stage["key"] or "-")[:12], state, after]
+            click.echo(to_yaml(one))
+        _print_rows(rows_to_print(document), str.ljust)
 
 
 @main.command()
@@ -183,7 +168,7 @@ def distill(
     from kdedge.variants import load_recipes
 
     loaded = load_recipes(recipe, overrides)
-    from kdedge.distillation import distill, summary  # imports torch, so only once the recipe is right
+    from kdedge.distillation import distill, lines_to_print, summary  # imports torch, so only once the recipe is right
 
     documents = []
     for number, one in enumerate(loaded):
@@ -201,11 +186,7 @@ def distill(
             )
         documents.append(summary(run))
         if not as_json:
-            for network in documents[-1]["networks"]:
-                accuracy = f"{network['validation_accuracy']:.2f}% on validation"
-                click.echo(f"{network['name']}: {accuracy}, {network['parameters']:,} parameters")
-                if losses := network.get("member_losses"):
-                    click.echo(f"  loss of each member: {' '.join(f'{loss:.4f}' for loss in losses)}")
+            click.echo("\n".join(lines_to_print(documents[-1])))
     if as_json:
         _print_runs(documents)
         return
@@ -224,8 +205,9 @@ def export(run: Path | None, int8: bool, runs: Path, data_dir: Path | None, as_j
 
     Exits with 3 when an int8 file lost more accuracy than the recipe allows.
     """
+    from kdedge.manifest import read_manifest
     from kdedge.progress import progress
-    from kdedge.store import find_run, read_manifest, runs_of
+    from kdedge.store import find_run, runs_of
 
     folder = find_run(run, runs)
     from kdedge.deployment import export, rows_to_print
@@ -313,6 +295,39 @@ def results(run: Path | None, against: str | None, per_class: bool, confusion: b
     click.echo(f"Written: {folder / 'results.json'}")
 
 
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), required=False, metavar="[RUN|FOLDER]")
+@RUNS
+@DATA_DIR
+@JSON
+def verify(folder: Path | None, runs: Path, data_dir: Path | None, as_json: bool) -> None:
+    """Check that an export folder, a copy of one, or that of a run, is what its manifest says.
+
+    The folder is enough. Its accuracy is measured as well where the images are at hand: nothing is downloaded.
+    """
+    from kdedge.progress import progress
+    from kdedge.store import exports_of
+    from kdedge.verification import rows_to_print, verify
+
+    problems, documents = [], []
+    for one in exports_of(folder, runs):
+        try:
+            with progress() as shown:
+                verified = verify(one, data_dir=data_dir, progress=shown.note)
+        except PackageError as error:  # the others are checked all the same
+            problems += error.problems
+            documents.append({"folder": str(one), "ok": False, "problems": error.problems})
+            continue
+        documents.append({"folder": str(one), "ok": True, "problems": []} | verified.model_dump(mode="json"))
+        if not as_json:
+            _print_table(*rows_to_print(verified))
+            click.echo("\n".join(f"- {note}" for note in verified.notes))
+    if as_json:
+        _print_runs(documents)
+    if problems:
+        raise PackageError(problems)
+
+
 def _print_json(document: dict[str, Any]) -> None:
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
@@ -323,18 +338,12 @@ def _print_runs(documents: list[dict[str, Any]]) -> None:
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Columns as wide as they need to be; the first to the left, numbers to the right."""
-    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
-    for line in [header, *rows]:
-        cells = [
-            line[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-        ]
-        click.echo("  ".join(cells).rstrip())
+    _print_rows([header, *rows], str.rjust)
 
 
-def _yaml(recipe: Recipe) -> str:
-    import yaml
-
-    text: str = yaml.safe_dump(recipe.resolved(), sort_keys=False, default_flow_style=None, width=100)
-    return text
+def _print_rows(rows: list[list[str]], align: Callable[[str, int], str]) -> None:
+    """Columns as wide as they need to be, the first one to the left."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    for name, *cells in rows:
+        aligned = (align(cell, width) for cell, width in zip(cells, others, strict=True))
+        click.echo("  ".join([name.ljust(first), *aligned]).rstrip())

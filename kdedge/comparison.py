@@ -19,10 +19,11 @@ from pydantic import BaseModel
 
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError
+from kdedge.manifest import read_manifest
 from kdedge.recipe import Recipe, Reference
 from kdedge.recipe_reader import resolved_recipe
 from kdedge.statistics import mcnemar, mean_interval, paired_drop
-from kdedge.store import Run, open_run, read_document, read_manifest, runs_of, write_json
+from kdedge.store import Run, open_run, read_document, runs_of, write_json
 from kdedge.wording import unknown
 
 Precision = Literal["fp32", "int8"]

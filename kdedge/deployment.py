@@ -13,15 +13,16 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from exporters.audit import float_nodes
 from exporters.float32 import OPSET, PIXELS, ExportError, PixelScale, fold_batch_norm, from_pixels, to_graph
 from exporters.int8 import DIRECT_FILTERS, quantize, quantize_trained
 from exporters.parity import check, check_trained
 from kdedge import store
+from kdedge.audit import audit, tensors
 from kdedge.data.batches import normalise, pixel_scale
 from kdedge.data.catalog import DatasetInfo
 from kdedge.data.load import load_recorded
 from kdedge.errors import GateError, RunError
+from kdedge.manifest import DataRecord, ExportedFile, Manifest, Precision, Role
 from kdedge.models.network import Network, count_parameters
 from kdedge.models.rewriting import rewritten
 from kdedge.networks import finished_network
@@ -30,7 +31,7 @@ from kdedge.quantize.fake import LIMITS
 from kdedge.quantize.layers import in_float, rounded, with_rounded_biases
 from kdedge.recipe import Recipe
 from kdedge.recipe_reader import resolved_recipe
-from kdedge.store import ExportedFile, Manifest, Precision, Role, Run, TensorInfo
+from kdedge.store import Run
 from kdedge.validate import gate, measure
 
 COMPARED_IMAGES = 2000  # validation images on which what was trained quantized is compared with its int8 file
@@ -61,7 +62,9 @@ def export(
             quick=run.quick,
             stages={stage.name: stage.key for stage in run.stages},
             opset=OPSET,
+            data=DataRecord.model_validate(run.data),
             calibration=run.data["calibration"] if int8 else [],
+            validation=run.data["validation"],
             versions={**run.versions, **{name: version(name) for name in ("onnx", "onnxscript", "onnxruntime")}},
             files=[],
         )
@@ -77,14 +80,17 @@ def export(
                     f"the class that training gives it on {file.agreement_with_torch:.2f}% of {len(compared):,} images"
                 )
                 progress.note(f"{file.path}: {said}, logits within {file.difference_to_torch:.3g}")
+        if int8:
+            quantized = [file for file in manifest.files if file.precision == "int8"]
+            for file, float_nodes in zip(quantized, audit(folder, quantized)[1], strict=True):
+                file.float_nodes = float_nodes
         store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
         progress.note(f"measuring {len(manifest.files)} files on {len(validation[1]):,} validation images")
         measured = measure(folder, *validation, split="validation")
-        manifest.accuracy = [row.model_dump(mode="json") for row in measured.rows]
-        judged = gate(measured, recipe.deploy.int8.max_drop_points) if int8 else []
-        manifest.gates = [result.model_dump(mode="json") for result in judged]
+        manifest.accuracy = measured.rows
+        manifest.gates = gate(measured, recipe.deploy.int8.max_drop_points) if int8 else []
         store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
-    refused = [result.reason for result in judged if not result.passed]
+    refused = [result.reason for result in manifest.gates if not result.passed]
     if refused:
         raise GateError(
             "\n".join(["The int8 export lost too much accuracy:", *(f"  {reason}" for reason in refused)])
@@ -171,7 +177,7 @@ def _write(
             whole = quantize_trained(graph, LIMITS[piece.bits], pixels, info.shape)
         store.write_bytes(path, whole.SerializeToString(deterministic=True))
         measured = {} if piece.bits is None else _compared(path, piece, compared, info)
-        yield _describe(path, piece, "int8", whole, float_nodes=float_nodes(path), **measured)
+        yield _describe(path, piece, "int8", whole, **measured)
     except ExportError as error:
         raise RunError(f"{piece.network} ({piece.role}) cannot be exported: {error}") from None
 
@@ -204,17 +210,9 @@ def _describe(
         sha256=store.sha256(path),
         bytes=path.stat().st_size,
         parameters=count_parameters(piece.module),
-        inputs=[_tensor(value) for value in graph.graph.input],
-        outputs=[_tensor(value) for value in graph.graph.output],
+        inputs=tensors(graph.graph.input),
+        outputs=tensors(graph.graph.output),
         **measured,
-    )
-
-
-def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
-    tensor = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-    return TensorInfo(
-        name=value.name, dtype=dtype, shape=[axis.dim_param or axis.dim_value for axis in tensor.shape.dim]
     )
 
 
@@ -225,7 +223,7 @@ def _last_stage(run: Run, network: str) -> str:
 
 def rows_to_print(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
     """The files of an export as a table: size, accuracy on the validation split, and what stays in float."""
-    accuracy = {(row["network"], row["role"], row["precision"]): row for row in manifest.accuracy}
+    accuracy = {(row.network, row.role, row.precision): row for row in manifest.accuracy}
     rows = []
     for file in manifest.files:
         measured = accuracy.get((file.network, file.role, file.precision))
@@ -234,7 +232,7 @@ def rows_to_print(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
                 file.path,
                 f"{file.parameters:,}",
                 f"{file.bytes / 1000:,.0f}",
-                f"{measured['accuracy']:.2f}" if measured else "",
+                f"{measured.accuracy:.2f}" if measured else "",
                 "" if file.float_nodes is None else str(len(file.float_nodes)),
             ]
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -111,3 +112,12 @@ def summary(run: store.Run) -> dict[str, Any]:
         "networks": list(networks.values()),
         "stages": records,
     }
+
+
+def lines_to_print(document: dict[str, Any]) -> Iterator[str]:
+    """The networks of a summary: how good and how large each is, and how well the members of a group learned."""
+    for network in document["networks"]:
+        accuracy = f"{network['validation_accuracy']:.2f}% on validation"
+        yield f"{network['name']}: {accuracy}, {network['parameters']:,} parameters"
+        if losses := network.get("member_losses"):
+            yield f"  loss of each member: {' '.join(f'{loss:.4f}' for loss in losses)}"

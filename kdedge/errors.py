@@ -4,6 +4,7 @@ KdedgeError                 one to a few lines: what, where, what was given, wha
  |- RecipeError             the recipe says something that cannot be done; lists every problem found
  |- DataError               a dataset is missing, damaged or not what it claims to be
  |- RunError                a run directory is missing, unfinished, changed, in use or cannot be written
+ |- PackageError            an export folder is not what its manifest says; lists every problem found
  |- TrainingError           training stopped making sense (a loss that is not a number)
  |- Interrupted             the user pressed Ctrl-C; says what is kept (exit code 130)
  |- DeviceError             the runner could not do its job on the device
@@ -52,6 +53,14 @@ class DataError(KdedgeError):
 
 class RunError(KdedgeError):
     """A run directory is missing, unfinished, changed, in use or cannot be written."""
+
+
+class PackageError(KdedgeError):
+    """Every problem of an export folder that the same step of its check has found."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
 
 
 class TrainingError(KdedgeError):

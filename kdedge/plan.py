@@ -169,6 +169,20 @@ def describe(recipes: Sequence[Recipe], runs: Path, data_dir: Path | None) -> li
     return documents
 
 
+def rows_to_print(document: dict[str, Any]) -> list[list[str]]:
+    """The stages of a plan that `describe` gave: name, key, what has to be done, and after which others."""
+    rows = []
+    for stage in document["stages"]:
+        state = "finished" if stage["finished"] else "to do"
+        if stage["taken_over_from"]:
+            state = f"taken over from {stage['taken_over_from']}"
+        elif stage["shared_with"]:
+            state = f"shared with {stage['shared_with']}"
+        after = f"after {', '.join(stage['parents'])}" if stage["parents"] else ""
+        rows.append([stage["name"], (stage["key"] or "-")[:12], state, after])
+    return rows
+
+
 def _fingerprint(wanted: Data, data_dir: Path | None) -> tuple[str | None, str | None]:
     """What stands for images, labels and splits in the keys; or None and why there is none."""
     from kdedge.data.load import load  # needs numpy, which the rest of this file does not

@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -83,6 +84,12 @@ def parse_variants(text: str, source: str = "<recipe>", overrides: Sequence[str]
 def resolved_recipe(resolved: dict[str, Any], source: str = "<recipe>") -> Recipe:
     """The recipe of plain values, as `Recipe.resolved` gives them. Raises RecipeError."""
     return _build(Document(resolved), source)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe with every default written out, as `parse_recipe` reads it."""
+    text: str = yaml.safe_dump(recipe.resolved(), sort_keys=False, default_flow_style=None, width=100)
+    return text
 
 
 def _read(text: str, source: str, overrides: Sequence[str]) -> Document:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from kdedge.errors import RunError
-from kdedge.wording import nearest
+from kdedge.wording import given, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,50 +39,6 @@ _HELD = {  # what a finished stage or cache holds, by the key of its hash
     "images_sha256": "images.npz",
     "outputs_sha256": "outputs.safetensors",
 }
-
-Role = Literal["teacher", "member", "head", "merged"]
-Precision = Literal["fp32", "int8"]
-
-
-class TensorInfo(BaseModel):
-    """One input or output of an exported file; a free axis is given by its name."""
-
-    name: str
-    dtype: str
-    shape: list[int | str]
-
-
-class ExportedFile(BaseModel):
-    """One ONNX file of an export, with everything needed to check and run it."""
-
-    network: str  # "teacher", "students", or "students.0" for a member
-    role: Role
-    precision: Precision
-    path: str  # relative to the export folder
-    sha256: str
-    bytes: int
-    parameters: int  # of the network as it was trained; the file of a whole network may hold fewer numbers
-    inputs: list[TensorInfo]
-    outputs: list[TensorInfo]
-    # Of fp32 on the calibration images, of int8 that was trained on validation images: largest difference of an output.
-    difference_to_torch: float | None = None
-    agreement_with_torch: float | None = None  # of the latter: percent of those images that get the same class
-    float_nodes: list[str] | None = None  # of int8: nodes that onnxruntime still computes in float
-
-
-class Manifest(BaseModel):
-    """The table of contents of an export folder."""
-
-    format: Literal[1] = 1
-    recipe: str
-    files: list[ExportedFile]
-    quick: bool = False
-    stages: dict[str, str] = {}  # name and key of the stages that the weights come from
-    opset: int = 20
-    calibration: list[int] = []  # sample numbers of the training set
-    versions: dict[str, str] = {}
-    accuracy: list[dict[str, Any]] = []  # rows as in validation.json, on the validation split
-    gates: list[dict[str, Any]] = []  # the verdict on each int8 network
 
 
 class StageRecord(BaseModel):
@@ -126,7 +82,7 @@ def open_run(path: Path) -> Run:
     file = path / "run.json"
     if not file.is_file():
         raise RunError(f"{path} is not a run: it has no run.json. Make one with `kdedge distill RECIPE`.")
-    return Run.model_validate({**_read(file, Run).model_dump(), "path": path})
+    return Run.model_validate({**read_as(file, Run).model_dump(), "path": path})
 
 
 def find_run(run: Path | None, runs: Path) -> Path:
@@ -164,31 +120,21 @@ def runs_of(folder: Path) -> list[Path]:
     return found
 
 
-def read_manifest(export: Path) -> Manifest:
-    """The manifest of an export folder. Raises RunError when there is none, or when it is damaged."""
-    file = export / "manifest.json"
-    if not file.is_file():
-        raise RunError(f"{export} is no export: it has no manifest.json. Make one with `kdedge export --int8`.")
-    return _read(file, Manifest)
-
-
-def check_file(export: Path, file: ExportedFile) -> Path:
-    """Path of an exported file, after its size and SHA-256 were compared with the manifest. Raises RunError."""
-    path = inside(export, file.path)
-    if not path.is_file():
-        raise RunError(f"{path} is missing, though the manifest lists it. Export again.")
-    found = sha256(path)
-    if found != file.sha256:
-        raise RunError(
-            f"{path} was changed: the manifest says SHA-256 {file.sha256}, the file has {found}. Export again."
-        )
-    return path
+def exports_of(folder: Path | None, runs: Path) -> list[Path]:
+    """The folder itself if it is an export, else the exports of what `find_run` finds. Raises RunError."""
+    if folder is None or not (folder / "manifest.json").is_file():
+        try:
+            return [run / "export" for run in runs_of(find_run(folder, runs))]
+        except RunError as error:
+            raise RunError(f"{error} Or name an export's folder, which holds its manifest.json.") from None
+    return [folder]
 
 
 def read_document(path: Path) -> dict[str, Any]:
     """A JSON object that kdedge wrote. Raises RunError when it cannot be read as one."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(document, ensure_ascii=False).encode()  # refuses halves of characters, which cannot be printed
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
     if not isinstance(document, dict):
@@ -196,9 +142,13 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _read(path: Path, model: type[_Document]) -> _Document:
+def read_as(path: Path, model: type[_Document]) -> _Document:
+    """A document of kdedge's in the form `model`. Raises RunError when it is damaged or of another format."""
+    document, format_ = read_document(path), model.model_fields["format"].default
+    if (found := document.get("format")) != format_:
+        raise RunError(f"{path}: expected format {format_}, found {given(found)}. Use the kdedge that wrote it.")
     try:
-        return model.model_validate(read_document(path))
+        return model.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -207,8 +157,11 @@ def _read(path: Path, model: type[_Document]) -> _Document:
 
 def inside(folder: Path, relative: str) -> Path:
     """`folder / relative`, refused when it would leave the folder: run files may come from somewhere else."""
-    path = (folder / relative).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    try:
+        leaves = not (folder / relative).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # links in a circle, names that no file system takes
+        leaves = True
+    if leaves:
         raise RunError(f"{relative!r} leads out of {folder}")
     return folder / relative
 

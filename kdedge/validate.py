@@ -7,6 +7,7 @@ members' files chained with the head's file.
 from __future__ import annotations
 
 import io
+import re
 import tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from pydantic import BaseModel, PrivateAttr
 
 from kdedge import devices
 from kdedge.errors import DeviceError, GateError, RunError
+from kdedge.manifest import ExportedFile, GateResult, Manifest, ValidationRow, check_file, read_manifest
 from kdedge.statistics import paired_drop, wilson
-from kdedge.store import ExportedFile, Manifest, check_file, read_manifest, sha256, write_bytes
+from kdedge.store import sha256, write_bytes
 
 BATCH = 50  # fits the caches of small CPUs: faster than 1 and than 250
 
@@ -41,20 +43,6 @@ class Graph:
         return f"{self.network} {self.role} {self.precision}"
 
 
-class ValidationRow(BaseModel):
-    """Accuracy of one graph on one split."""
-
-    network: str
-    role: str
-    precision: str
-    cpu_class: str
-    split: str
-    n: int
-    correct: int
-    accuracy: float  # percent
-    accuracy_ci95: tuple[float, float]  # percent, Wilson
-
-
 class Validation(BaseModel):
     """validation.json. What was said of each image is not part of the file: the gate and `save_predictions` use it."""
 
@@ -63,21 +51,6 @@ class Validation(BaseModel):
 
     _right: dict[tuple[str, str, str], NDArray[np.bool_]] = PrivateAttr(default_factory=dict)
     _predictions: dict[str, NDArray[np.int32]] = PrivateAttr(default_factory=dict)
-
-
-class GateResult(BaseModel):
-    """Whether int8 lost too much against fp32; the figures are null when there was nothing to compare."""
-
-    network: str
-    role: str
-    drop_points: float | None
-    upper95_points: float | None  # upper end of the two-sided 95% interval of the paired drop
-    max_drop_points: float
-    passed: bool
-    only_fp32: int  # images that only fp32 gets right
-    only_int8: int
-    n: int
-    reason: str  # one sentence
 
 
 def graphs(manifest: Manifest) -> list[Graph]:
@@ -91,7 +64,7 @@ def graphs(manifest: Manifest) -> list[Graph]:
     for file in manifest.files:
         if file.role == "member":
             network, _, number = file.network.rpartition(".")
-            if not network or not number.isdecimal():
+            if not network or not re.fullmatch("[0-9]{1,4}", number):
                 raise RunError(
                     f"manifest: {file.path}: expected a member's name like 'students.0', given {file.network!r}"
                 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import kdedge
-from kdedge import benchmark, comparison, deployment, distillation, errors, variants
+from kdedge import benchmark, comparison, deployment, distillation, errors, variants, verification
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,6 +22,7 @@ def test_the_names_of_the_package() -> None:
         "load_recipe",
         "load_recipes",
         "results",
+        "verify",
     ]
     assert all(getattr(kdedge, name) for name in kdedge.__all__)
 
@@ -32,6 +33,7 @@ def test_the_commands_are_functions_though_their_modules_were_imported() -> None
     assert kdedge.export is deployment.export
     assert kdedge.bench is benchmark.bench
     assert kdedge.results is comparison.results
+    assert kdedge.verify is verification.verify
     assert kdedge.KdedgeError is errors.KdedgeError
 
 
@@ -45,6 +47,7 @@ def test_the_parameters_that_people_pass() -> None:
     ]
     assert names("export") == ["run", "int8", "data_dir", "progress"]
     assert names("bench") == ["run", "device", "threads", "data_dir", "progress"]
+    assert names("verify") == ["folder", "data_dir", "progress"]
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

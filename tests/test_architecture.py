@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_export import write_data
+from tiny_export import write_data, write_export
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,8 +25,18 @@ LEVELS = [
         "variants",
     },
     {"plan"},
-    {"fit", "targets", "networks", "store", "progress", "machine", "impressions"},
-    {"distillation", "stages", "deployment", "validate", "benchmark", "bench_report", "comparison"},
+    {"fit", "targets", "networks", "store", "manifest", "progress", "machine", "impressions"},
+    {
+        "distillation",
+        "stages",
+        "deployment",
+        "validate",
+        "audit",
+        "verification",
+        "benchmark",
+        "bench_report",
+        "comparison",
+    },
     {"cli", "__init__", "__main__"},
 ]
 TOP = len(LEVELS) - 1
@@ -38,6 +48,7 @@ BESIDE_PYTHON = {
 ALLOWED = {("exporters", "kdedge/deployment.py"), ("click", "kdedge/cli.py")}  # one file each
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 60
+WHOLE = {"kdedge/devices/runner.py": 400}  # it is copied to devices as one file, so it cannot be cut
 STORIES = {"kdedge/fit.py:fit", "kdedge/distillation.py:distill"}  # they are read from top to bottom
 
 
@@ -121,10 +132,8 @@ def test_the_rule_sees_what_is_wrong(file: str, name: str) -> None:
 def test_files_and_functions_stay_short() -> None:
     wrong = []
     for file, text in sources():
-        if (lines := len(text.splitlines())) > MAX_FILE_LINES:
-            wrong.append(
-                f"{file}:{MAX_FILE_LINES + 1}: the file has {lines} lines, at most {MAX_FILE_LINES} are allowed"
-            )
+        if (lines := len(text.splitlines())) > (most := WHOLE.get(file, MAX_FILE_LINES)):
+            wrong.append(f"{file}:{most + 1}: the file has {lines} lines, at most {most} are allowed")
         for node in ast.walk(ast.parse(text)):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or f"{file}:{node.name}" in STORIES:
                 continue
@@ -146,11 +155,16 @@ COMMAND = "from kdedge.cli import main; main({}, standalone_mode=False)"
         (COMMAND.format(["check", "recipes/tcn4.yaml"]), (*TORCH, "numpy", "onnxruntime")),
         (COMMAND.format(["plan", "recipes/tcn4.yaml", "--data-dir", "{data}"]), (*TORCH, "onnxruntime")),
         ("import kdedge.benchmark, kdedge.validate", (*TORCH, "onnxruntime")),  # the runner imports onnxruntime
+        ("import kdedge.verification", (*TORCH, "onnxruntime")),
+        (COMMAND.format(["verify", "{export}"]), ("torch", "torchvision", "onnxscript", "onnx_ir", "onnxruntime")),
     ],
-    ids=["import", "help", "schema", "check", "plan", "bench"],
+    ids=["import", "help", "schema", "check", "plan", "bench", "verification", "verify"],
 )
 def test_what_is_not_loaded(code: str, unwanted: tuple[str, ...], tmp_path: Path) -> None:
     code = code.replace("{data}", str(write_data(tmp_path, 6000))) if "{data}" in code else code
+    if "{export}" in code:
+        write_export(tmp_path)
+        code = code.replace("{export}", str(tmp_path / "export"))
     probe = f"import sys\n{code}\nprint('loaded:', *(name for name in {unwanted!r} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

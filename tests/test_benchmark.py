@@ -11,8 +11,9 @@ from tiny_export import write_data, write_run
 from kdedge.bench_report import BenchReport, BenchRow, rows_for_print, sentences
 from kdedge.benchmark import bench
 from kdedge.errors import DataError, DeviceError, RunError
+from kdedge.manifest import ValidationRow
 from kdedge.store import open_run, write_json
-from kdedge.validate import Validation, ValidationRow
+from kdedge.validate import Validation
 
 N = 200
 

@@ -210,6 +210,12 @@ def test_when_all_places_fail_one_error_names_all_ways(tmp_path: Path) -> None:
     assert list((tmp_path / "cache" / "kdedge").iterdir()) == []
 
 
+def test_without_download_the_places_are_all_that_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load_recorded({"name": "mnist", "fingerprint": ""}, download=False)
+    assert str(caught.value) == f"Dataset 'mnist' is in none of {tmp_path}/cache/kdedge/mnist."
+
+
 @pytest.mark.parametrize(("name", "first_file"), [("mnist", TRAIN_IMAGES), ("cifar10", "data_batch_1")])
 def test_without_a_debian_package_the_error_names_two_ways(name: str, first_file: str) -> None:
     with pytest.raises(DataError) as caught:
@@ -331,6 +337,8 @@ def test_images_as_rgb32_are_padded_with_background_and_have_equal_channels(idx_
     )
     with pytest.raises(DataError, match="is not the data of this run"):
         load_recorded({"name": "mnist", "fingerprint": wide.fingerprint}, idx_folder.parent)
+    with pytest.raises(DataError, match="cifar10: as: rgb32 is for images of 1 x 28 x 28"):
+        load("cifar10", idx_folder.parent, "rgb32")
 
 
 def test_fingerprint_is_the_same_for_gz_and_plain_and_changes_with_any_byte(idx_folder: Path, tmp_path: Path) -> None:

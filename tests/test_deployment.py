@@ -18,8 +18,10 @@ from kdedge.benchmark import bench
 from kdedge.deployment import export, roles, rows_to_print
 from kdedge.distillation import distill
 from kdedge.errors import DataError, GateError, KdedgeError, RunError
+from kdedge.manifest import Manifest
 from kdedge.recipe_reader import parse_recipe, resolved_recipe
-from kdedge.store import Manifest, Run, load_tensors, open_run, sha256
+from kdedge.store import Run, load_tensors, open_run, sha256
+from kdedge.verification import verify
 
 GROUP = """
 name: group
@@ -139,6 +141,8 @@ def test_what_was_measured_is_told(exported: tuple[Path, Manifest], runs: Path) 
     _, manifest = exported
     run = open_run(runs / "group")
     assert manifest.calibration == run.data["calibration"] and len(manifest.calibration) == 40
+    assert manifest.data and manifest.data.model_dump().items() <= ({"as": None} | run.data).items()
+    assert manifest.validation == run.data["validation"] and len(manifest.validation) == 200
     assert manifest.stages == {stage.name: stage.key for stage in run.stages}
     assert {"torch", "onnx", "onnxruntime", "onnxscript", "numpy", "kdedge", "python"} <= set(manifest.versions)
     for file in manifest.files:
@@ -146,10 +150,20 @@ def test_what_was_measured_is_told(exported: tuple[Path, Manifest], runs: Path) 
             assert file.difference_to_torch is not None and 0 <= file.difference_to_torch < 1e-3
         else:
             assert file.float_nodes == []
-    chains = {(row["network"], row["role"], row["precision"], row["split"], row["n"]) for row in manifest.accuracy}
+    chains = {(row.network, row.role, row.precision, row.split, row.n) for row in manifest.accuracy}
     places = [("teacher", "teacher"), ("students", "head"), ("students", "merged")]
     assert chains == {(*place, precision, "validation", 200) for place in places for precision in ("fp32", "int8")}
-    assert [(gate["network"], gate["role"], gate["passed"]) for gate in manifest.gates] == [(*p, True) for p in places]
+    assert [(gate.network, gate.role, gate.passed) for gate in manifest.gates] == [(*p, True) for p in places]
+
+
+def test_a_copy_of_the_export_is_verified_with_the_figures_of_the_export(
+    exported: tuple[Path, Manifest], data: Path, tmp_path: Path
+) -> None:
+    found = verify(shutil.copytree(exported[0], tmp_path / "copy"), data_dir=data)
+    assert [file.path for file in found.files] == [file.path for file in exported[1].files]
+    assert all(file.accuracy == file.recorded_accuracy for file in found.files)
+    assert [file.accuracy is None for file in found.files if file.role == "member"] == [True] * 8
+    assert found.notes[1].endswith("on 200 validation images is that of the manifest, to 1 image in 1,000.")
 
 
 def test_the_table_has_a_line_for_each_file(exported: tuple[Path, Manifest]) -> None:
@@ -203,7 +217,7 @@ def test_what_was_trained_quantized_brings_its_scales(data: Path, tmp_path: Path
     for name in ("fine", "anew"):
         assert int8[name].agreement_with_torch == 100 and int8[name].float_nodes == []
         assert 0 <= int8[name].difference_to_torch < 0.1  # type: ignore[operator]
-    assert [gate["network"] for gate in manifest.gates] == ["fine", "anew", "only"]
+    assert [gate.network for gate in manifest.gates] == ["fine", "anew", "only"]
     ranges = onnx.load(run.path / "export" / "fine.merged.int8.onnx").graph.initializer
     high, low = (float(after[f"head.given.{name}"]) for name in ("high", "low"))
     scales = [numpy_helper.to_array(value) for value in ranges]
@@ -237,7 +251,7 @@ def test_without_int8_only_float_files_are_written_and_no_gate_is_asked(alone: R
     manifest = export(alone, int8=False, data_dir=data)
     assert sorted(path.name for path in (alone.path / "export").iterdir()) == ["manifest.json", "only.fp32.onnx"]
     assert (manifest.gates, manifest.calibration) == ([], [])
-    assert [row["precision"] for row in manifest.accuracy] == ["fp32"]
+    assert [row.precision for row in manifest.accuracy] == ["fp32"]
 
 
 @pytest.fixture
@@ -293,7 +307,7 @@ def damage(run: Run, how: str) -> None:
         ("changed recipe", RunError, r"weights\.safetensors does not fit network 'only'"),
         ("other data", DataError, r"is not the data of this run: expected fashion-mnist with fingerprint 0000"),
         ("{", RunError, r"run\.json cannot be read"),
-        ('{"format": 2}', RunError, r"run\.json is damaged"),
+        ('{"format": 1}', RunError, r"run\.json is damaged"),
     ],
 )
 def test_what_is_no_finished_run_is_refused_and_nothing_is_written(

@@ -9,9 +9,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 from random_networks import answers, data_of, images, network, pixels_of
+from tiny_export import float_nodes
 from torch import nn
 
-from exporters.audit import float_nodes
 from exporters.float32 import ExportError, fold_batch_norm, to_graph
 from exporters.int8 import quantize, quantize_trained
 from kdedge.data.batches import normalise

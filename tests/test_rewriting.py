@@ -10,9 +10,9 @@ import onnxruntime
 import pytest
 import torch
 from random_networks import answers, data_of, group, images, network, pixels_of
+from tiny_export import float_nodes
 from torch import Tensor, nn
 
-from exporters.audit import float_nodes
 from exporters.float32 import from_pixels, to_graph
 from exporters.int8 import DIRECT_FILTERS, quantize
 from kdedge.data.batches import normalise

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tiny_export import labelled_images, pixels, write_head, write_image_network
 
@@ -115,10 +116,20 @@ def test_cold_start_and_memory_are_more_than_the_empty_runners(folder: Path, tmp
     assert empty["peak_rss_bytes"] < 200e6  # not its parent's, which holds more
 
 
+def test_fused_graphs_come_back_without_their_weights(folder: Path) -> None:
+    files = [entry(folder, name) for name in ("whole.onnx", "head.onnx")]
+    found = answer(folder, {"task": "fuse", "files": files})["files"]
+    assert [file["name"] for file in found] == ["whole.onnx", "head.onnx"]
+    whole, head = (onnx.load_model_from_string(bytes.fromhex(file["graph"])).graph for file in found)
+    assert [node.op_type for node in head.node] == ["MatMul"] and whole.input[0].name == "image"
+    (weights,) = head.initializer
+    assert weights.data_type == onnx.TensorProto.FLOAT and not weights.raw_data
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"task": "dance"}, "task: expected one of accuracy, latency, cold, given 'dance'"),
+        ({"task": "dance"}, "task: expected one of accuracy, latency, cold, fuse, given 'dance'"),
         ({"threads": "two"}, "threads: expected a number above 0, given 'two'"),
         ({"threads": 0}, "threads: expected a number above 0, given 0"),
         ({"threads": True}, "threads: expected a number above 0, given True"),

@@ -10,9 +10,10 @@ import pytest
 from tiny_export import exported, labelled_images, pixels, write_export, write_image_network
 
 from kdedge.errors import DeviceError, GateError, RunError
+from kdedge.manifest import GateResult, Manifest
 from kdedge.statistics import wilson
-from kdedge.store import Manifest, write_json
-from kdedge.validate import GateResult, Validation, gate, graphs, measure
+from kdedge.store import write_json
+from kdedge.validate import Validation, gate, graphs, measure
 
 N = 500
 

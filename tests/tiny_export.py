@@ -14,8 +14,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from kdedge.audit import audit
 from kdedge.data.load import load
-from kdedge.store import ExportedFile, Manifest, Run, TensorInfo, sha256, write_json
+from kdedge.manifest import ExportedFile, Manifest, TensorInfo
+from kdedge.store import Run, sha256, write_json
 
 PARAMETERS = 100  # told in the manifest; nothing here counts them
 
@@ -49,7 +51,7 @@ def write_image_network(path: Path, weights: NDArray[np.float32], output: str = 
 
 def write_head(path: Path, weights: NDArray[np.float32]) -> Path:
     """dense float32 [batch, width] -> logits float32 [batch, classes], a product with `weights`."""
-    nodes = [helper.make_node("MatMul", ["dense", "weights"], ["logits"])]
+    nodes = [helper.make_node("MatMul", ["dense", "weights"], ["logits"], "product")]
     return _write(path, nodes, ("dense", TensorProto.FLOAT, ["batch", weights.shape[0]]), "logits", weights)
 
 
@@ -97,6 +99,8 @@ def write_export(run: Path) -> Manifest:
 def exported(path: Path, network: str, role: str, precision: str) -> ExportedFile:
     """The manifest's entry of a file that lies in the export folder."""
     image = TensorInfo(name="image", dtype="uint8", shape=["batch", 1, 28, 28])
+    name, width = ("dense", 5) if role == "member" else ("logits", 10)
+    float_nodes = ["product (MatMul)"] if role == "head" else []  # where the pixels are no input
     return ExportedFile(
         network=network,
         role=role,
@@ -106,8 +110,14 @@ def exported(path: Path, network: str, role: str, precision: str) -> ExportedFil
         bytes=path.stat().st_size,
         parameters=PARAMETERS,
         inputs=[TensorInfo(name="dense", dtype="float32", shape=["batch", 10]) if role == "head" else image],
-        outputs=[TensorInfo(name="dense" if role == "member" else "logits", dtype="float32", shape=["batch", 10])],
+        outputs=[TensorInfo(name=name, dtype="float32", shape=["batch", width])],
+        float_nodes=float_nodes if precision == "int8" else None,
     )
+
+
+def float_nodes(path: Path) -> list[str]:
+    """What onnxruntime computes in float of the file at `path`."""
+    return audit(path.parent, [exported(path, "network", "teacher", "int8")])[1][0]
 
 
 def write_data(folder: Path, n: int) -> Path:

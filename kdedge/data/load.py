@@ -53,7 +53,10 @@ def load(name: str, data_dir: Path | None = None, as_: As | None = None, *, down
     if name not in DATASETS:
         raise DataError(f"There is no dataset {name!r}. Choose one of {', '.join(DATASETS)}.")
     info = DATASETS[name]
-    seen = find(name, as_)
+    try:
+        seen = find(name, as_)
+    except ValueError as error:
+        raise DataError(f"{name}: as: {error}") from None
     try:
         places = _places(name, info, data_dir)
         if not any(place.is_dir() for place in places):
@@ -73,9 +76,9 @@ def load(name: str, data_dir: Path | None = None, as_: As | None = None, *, down
     return Dataset(name, seen, str(folder), _fingerprint(*arrays), *arrays)
 
 
-def load_recorded(recorded: Mapping[str, Any], data_dir: Path | None = None) -> Dataset:
+def load_recorded(recorded: Mapping[str, Any], data_dir: Path | None = None, *, download: bool = True) -> Dataset:
     """The dataset that a run recorded: its `name`, `as` what, and `fingerprint`. Raises DataError when it is another."""
-    dataset = load(recorded["name"], data_dir, recorded.get("as"))
+    dataset = load(recorded["name"], data_dir, recorded.get("as"), download=download)
     if dataset.fingerprint != recorded["fingerprint"]:
         raise DataError(
             f"{dataset.origin} is not the data of this run: expected {dataset.name} with fingerprint "

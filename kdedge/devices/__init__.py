@@ -62,6 +62,20 @@ class ColdAnswer(BaseModel):
     peak_rss_bytes: int
 
 
+class FusedFile(BaseModel):
+    """One file as onnxruntime fuses it: an ONNX graph without its weights, in hexadecimal digits."""
+
+    name: str
+    graph: str
+
+
+class FuseAnswer(BaseModel):
+    """Answer to the task "fuse"."""
+
+    device: dict[str, Any]
+    files: list[FusedFile]
+
+
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
 

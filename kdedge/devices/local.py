@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.errors import DeviceError
+from kdedge.wording import shorten
 
 RUNNER = Path(__file__).with_name("runner.py")
 TIMEOUT_S = 3600  # a job that takes longer hangs
@@ -74,6 +75,6 @@ def _what(job: Mapping[str, Any], files: Mapping[str, Path]) -> str:
         if not graphs
         else f" of {graphs[0]}"
         if len(graphs) == 1
-        else f" of {len(graphs)} files ({', '.join(graphs)})"
+        else f" of {len(graphs)} files ({shorten(', '.join(graphs))})"
     )
     return f"The {job.get('task')} job{of}"

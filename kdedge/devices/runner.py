@@ -8,6 +8,7 @@ names its files by {"path", "sha256"}, relative to the job's folder; all are che
     {"task": "latency", "threads": 1, "images": FILE, "seconds": 1.0, "min_runs": 100,
      "files": [{"name", ...FILE}, ...]}
     {"task": "cold", "threads": 1, "images": FILE, "files": [] or [{"name", ...FILE}]}
+    {"task": "fuse", "files": [{"name", ...FILE}, ...]}
 
 Images are .npy, uint8 [n, C, H, W]; labels .npy, integers [n]. Graphs take `image` (uint8) or, as a head, `dense`
 (float32) and give their outputs under the same names: `dense` or `logits`. A bad job ends with exit code 1 and one
@@ -194,15 +195,32 @@ def cold(job: dict[str, Any]) -> dict[str, Any]:
     return {"cold_start_ms": cold_start_ms, "peak_rss_bytes": peak_rss_bytes()}
 
 
-TASKS = {"accuracy": accuracy, "latency": latency, "cold": cold}
+def fuse(job: dict[str, Any]) -> dict[str, Any]:
+    """Each file as onnxruntime fuses it here: an ONNX graph without its weights, in hexadecimal digits."""
+    answers = []
+    for name, path in named_files(job):
+        session(path, 1, fused := path.with_suffix(".fused"))
+        answers.append({"name": name, "graph": fused.read_bytes().hex()})
+    return {"files": answers}
 
 
-def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """A session on the CPU with exactly `threads` threads, whatever the number of cores."""
+TASKS = {"accuracy": accuracy, "latency": latency, "cold": cold, "fuse": fuse}
+
+
+def session(path: Path, threads: int, fused: Path | None = None) -> onnxruntime.InferenceSession:
+    """A session on the CPU with exactly `threads` threads, whatever the number of cores.
+
+    With `fused`, the graph is left there as it is before its layout is changed for this CPU.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only
+    if fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(fused)
+        for key, value in (("file_name", f"{fused.name}.weights"), ("min_size_in_bytes", "0")):
+            options.add_session_config_entry(f"session.optimized_model_external_initializers_{key}", value)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has no common base for its own

@@ -1,0 +1,130 @@
+"""manifest.json, the table of contents of an export folder: what its files are, and whether they still are that.
+
+`format` goes up when who knows only the old one would misunderstand the new one. What a manifest says in addition, and
+an older one does not, has a default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kdedge.data.catalog import As
+from kdedge.errors import RunError
+from kdedge.store import inside, read_as, sha256
+
+Role = Literal["teacher", "member", "head", "merged"]
+Precision = Literal["fp32", "int8"]
+
+
+class TensorInfo(BaseModel):
+    """One input or output of an exported file; a free axis is given by its name."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class ExportedFile(BaseModel):
+    """One ONNX file of an export, with everything needed to check and run it."""
+
+    network: str  # "teacher", "students", or "students.0" for a member
+    role: Role
+    precision: Precision
+    path: str  # relative to the export folder
+    sha256: str
+    bytes: int
+    parameters: int  # of the network as it was trained; the file of a whole network may hold fewer numbers
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+    # Of fp32 on the calibration images, of int8 that was trained on validation images: largest difference of an output.
+    difference_to_torch: float | None = None
+    agreement_with_torch: float | None = None  # of the latter: percent of those images that get the same class
+    float_nodes: list[str] | None = None  # of int8: nodes that onnxruntime still computes in float
+
+
+class ValidationRow(BaseModel):
+    """Accuracy of one graph on one split."""
+
+    network: str
+    role: str
+    precision: str
+    cpu_class: str
+    split: str
+    n: int
+    correct: int
+    accuracy: float  # percent
+    accuracy_ci95: tuple[float, float]  # percent, Wilson
+
+
+class GateResult(BaseModel):
+    """Whether int8 lost too much against fp32; the figures are null when there was nothing to compare."""
+
+    network: str
+    role: str
+    drop_points: float | None
+    upper95_points: float | None  # upper end of the two-sided 95% interval of the paired drop
+    max_drop_points: float
+    passed: bool
+    only_fp32: int  # images that only fp32 gets right
+    only_int8: int
+    n: int
+    reason: str  # one sentence
+
+
+class DataRecord(BaseModel):
+    """The dataset of the run, as run.json has it: with the sample numbers of the manifest it gives the same images."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    name: str
+    as_: As | None = Field(None, alias="as")
+    fingerprint: str
+
+
+class Manifest(BaseModel):
+    """The table of contents of an export folder."""
+
+    format: Literal[1] = 1
+    recipe: str
+    files: list[ExportedFile]
+    quick: bool = False
+    stages: dict[str, str] = {}  # name and key of the stages that the weights come from
+    opset: int = 20
+    data: DataRecord | None = None
+    calibration: list[int] = []  # sample numbers of the training set
+    validation: list[int] = []  # the same, of the images that `accuracy` and `gates` are on
+    versions: dict[str, str] = {}
+    accuracy: list[ValidationRow] = []
+    gates: list[GateResult] = []  # the verdict on each int8 network
+
+
+def read_manifest(export: Path) -> Manifest:
+    """The manifest of an export folder. Raises RunError when there is none, or when it is damaged or of another format."""
+    file = export / "manifest.json"
+    if not file.is_file():
+        raise RunError(f"{export} is no export: it has no manifest.json. Make one with `kdedge export --int8`.")
+    return read_as(file, Manifest)
+
+
+def check_file(export: Path, file: ExportedFile) -> Path:
+    """Path of an exported file, after its size and SHA-256 were compared with the manifest. Raises RunError."""
+    path = inside(export, file.path)
+    try:
+        if not path.is_file():
+            raise RunError(f"{path} is missing, though the manifest lists it. Export again.")
+        size = path.stat().st_size
+        digest = sha256(path) if size == file.bytes else None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from None
+    if digest is None:
+        raise RunError(
+            f"{path} was changed: the manifest says {file.bytes:,} bytes, the file has {size:,}. Export again."
+        )
+    if digest != file.sha256:
+        raise RunError(
+            f"{path} was changed: the manifest says SHA-256 {file.sha256}, the file has {digest}. Export again."
+        )
+    return path
