@@ -29,6 +29,7 @@ class BenchRow(BaseModel):
     network: str
     role: str
     precision: str
+    sha256: str  # of the file, so that nobody takes this for a measurement of another one
     threads: int
     batch: int = 1
     n: int  # counted runs, over all rounds
@@ -53,6 +54,7 @@ class BenchReport(BaseModel):
     device: dict[str, Any]
     rows: list[BenchRow]
     empty_runner_rss_bytes: int
+    seconds: float  # for which each file was to be timed in each round
     own_cpu_share: float  # of the wall time, the least of all rounds
     quick: bool
     verdicts: list[str]
@@ -75,6 +77,11 @@ def sentences(report: BenchReport) -> list[str]:
         said.append(
             f"Something else kept the processor busy: the runner had {100 * report.own_cpu_share:.0f}% of its core. "
             "An idle machine is faster than these figures."
+        )
+    if any(len(row.round_p50_ms) == 1 for row in report.rows):
+        said.append(
+            "One round has no spread, so it cannot tell which file is faster. Write `bench: {rounds: 5}` into the "
+            "recipe, distil it again, which trains nothing anew, and measure again."
         )
     if restless := [_file(row) for row in report.rows if not row.settled]:
         said.append(f"Times had not settled when measuring began: {', '.join(restless)}.")
@@ -99,9 +106,8 @@ def _against_fp32(name: str, int8: BenchRow, fp32: BenchRow) -> str:
     sizes = f"({_kb(int8)} against {_kb(fp32)})"
     faster = _faster(int8, fp32)
     if faster is None:
-        rounds = len(int8.round_p50_ms)
-        told = f"{name}: int8 and fp32 are not distinguishable in speed after {rounds} rounds {times}."
-        return f"{told} int8 only changes the size {sizes}."
+        told = f"{name}: int8 and fp32 {_undecided(int8)} {times}."
+        return told if len(int8.round_p50_ms) == 1 else f"{told} int8 only changes the size {sizes}."
     if faster:
         return f"{name}: int8 is {faster} as fast as fp32 {times}, in a file of {_kb(int8)} against {_kb(fp32)}."
     return f"{name}: int8 is slower than fp32 here {times}. Ship fp32, unless size matters {sizes}."
@@ -120,8 +126,7 @@ def _against_teacher(
     are, file = f"{name} ({row.precision}, {_ms(row)})", f"({teacher.precision}, {_ms(teacher)})"
     faster = _faster(row, teacher)
     if faster is None:
-        rounds = len(row.round_p50_ms)
-        return f"{are} and the teacher {file} are not distinguishable in speed after {rounds} rounds{change}."
+        return f"{are} and the teacher {file} {_undecided(row)}{change}."
     if faster:
         return f"{are}: {faster} as fast as the teacher {file}{change}."
     return (
@@ -146,6 +151,13 @@ def _faster(row: BenchRow, other: BenchRow) -> str | None:
     if interval is None or interval[0] <= 1 <= interval[1]:
         return None
     return f"{ratio:.2f} times" if ratio > 1 else ""
+
+
+def _undecided(row: BenchRow) -> str:
+    rounds = len(row.round_p50_ms)
+    if rounds == 1:
+        return "cannot be told apart in speed by one round"
+    return f"are not distinguishable in speed after {rounds} rounds"
 
 
 def _name(report: BenchReport, row: BenchRow) -> str:

@@ -18,6 +18,7 @@ from kdedge.data.load import load_recorded
 from kdedge.devices import ColdAnswer, LatencyAnswer
 from kdedge.errors import DeviceError, RunError
 from kdedge.manifest import ExportedFile, check_file, read_manifest
+from kdedge.recipe_reader import resolved_recipe
 from kdedge.statistics import quantile, quantile_interval
 from kdedge.store import Run, lock, open_run, write_json
 from kdedge.validate import job_file, job_path, measure, put_array, save_predictions
@@ -44,8 +45,8 @@ def bench(
     devices.find(device)
     run = run if isinstance(run, Run) else open_run(Path(run))
     say = progress or (lambda line: None)
-    settings = {"threads": 1, "rounds": 5, "seconds": 1.0} | run.recipe.get("bench", {})
-    threads, rounds = threads or settings["threads"], settings["rounds"]
+    settings = resolved_recipe(run.recipe, str(run.path / "run.json")).bench
+    threads, rounds = threads or settings.threads, settings.rounds
     with lock(run.path), tempfile.TemporaryDirectory(prefix="kdedge-bench-") as folder:
         export = run.path / "export"
         manifest = read_manifest(export)
@@ -53,8 +54,7 @@ def bench(
             raise RunError(
                 f"{export} holds other weights than the run has now. Export again: kdedge export {run.path} --int8"
             )
-        files = manifest.files
-        data = load_recorded(run.data, data_dir)
+        files, data = manifest.files, load_recorded(run.data, data_dir)
 
         say(f"accuracy on {len(data.test_labels):,} test images")
         validation = measure(export, data.test_images, data.test_labels, split="test", device=device)
@@ -64,7 +64,7 @@ def bench(
         sent = {job_path(file): check_file(export, file) for file in files}
         job = {"threads": threads, "images": put_array(Path(folder) / "images.npy", data.test_images[:IMAGES], sent)}
         job_files = [{"name": f"{file.network} {file.role} {file.precision}", **job_file(file)} for file in files]
-        turns = job | {"task": "latency", "seconds": settings["seconds"], "min_runs": MIN_RUNS, "files": job_files}
+        turns = job | {"task": "latency", "seconds": settings.seconds, "min_runs": MIN_RUNS, "files": job_files}
         timed = []
         for i in range(rounds):
             say(f"latency of {len(files)} files, round {i + 1} of {rounds}")
@@ -81,6 +81,7 @@ def bench(
             device=timed[0].device,
             rows=_rows(files, threads, timed, cold, _median_rss(empty)),
             empty_runner_rss_bytes=_median_rss(empty),
+            seconds=settings.seconds,
             own_cpu_share=round(min(answer.own_cpu_share for answer in timed), 4),
             quick=run.quick,
             verdicts=[],
@@ -122,6 +123,7 @@ def _rows(
                 network=file.network,
                 role=file.role,
                 precision=file.precision,
+                sha256=file.sha256,
                 threads=threads,
                 n=len(runs_ms),
                 latency_ms_p50=quantile(runs_ms, 0.5),

@@ -84,9 +84,8 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         raise
     sizes = {one.name: {name: parameters(one, name) for name in one.networks} for one in loaded}
     if as_json:
-        first = sizes[loaded[0].name]
         runs = {"runs": sizes} if len(loaded) > 1 else {}
-        _print_json({"recipe": str(recipe), "ok": True, "problems": [], "parameters": first, **runs})
+        _print_json({"recipe": str(recipe), "ok": True, "problems": [], "parameters": sizes[loaded[0].name], **runs})
         return
     click.echo(f"{recipe}: nothing wrong" + (f" in {len(loaded)} runs" if len(loaded) > 1 else ""))
     click.echo("\n".join(sizes_to_print(loaded)))
@@ -267,18 +266,20 @@ def bench(run: Path | None, device: str, threads: int | None, runs: Path, data_d
 
 @main.command()
 @RUN
-@click.option("--against", metavar="VARIANT", help="Compare the others with this variant; by default with the first.")
+@click.option("--against", multiple=True, metavar="VARIANT", help="Compare with this variant, else with the first.")
 @click.option("--per-class", is_flag=True, help="Print the accuracy on each class as well.")
 @click.option("--confusion", is_flag=True, help="Print which classes are taken for which as well.")
 @RUNS
 @JSON
-def results(run: Path | None, against: str | None, per_class: bool, confusion: bool, runs: Path, as_json: bool) -> None:
+def results(
+    run: Path | None, against: tuple[str, ...], per_class: bool, confusion: bool, runs: Path, as_json: bool
+) -> None:
     """Print one table over the variants and seeds of a recipe, and which differences are more than noise."""
     from kdedge.comparison import classes_to_print, confusions_to_print, results, rows_to_print, sentences
     from kdedge.store import find_run
 
     folder = find_run(run, runs)
-    found = results(folder, against)
+    found = results(folder, *against)
     if as_json:
         _print_json(found.model_dump(mode="json"))
         return
@@ -290,9 +291,8 @@ def results(run: Path | None, against: str | None, per_class: bool, confusion: b
         _print_table(*table)
     if tables:
         click.echo()
-    for sentence in sentences(found):
-        click.echo(f"- {sentence}")
-    click.echo(f"Written: {folder / 'results.json'}")
+    said = [f"- {sentence}" for sentence in sentences(found)]
+    click.echo("\n".join([*said, f"Written: {folder / 'results.json'}"]))
 
 
 @main.command()

@@ -8,31 +8,28 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from kdedge.bench_report import BUSY
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError
-from kdedge.manifest import read_manifest
-from kdedge.recipe import Recipe, Reference
-from kdedge.recipe_reader import resolved_recipe
+from kdedge.manifest import Precision
+from kdedge.measurements import Measured, Measurements, Timing, measurements_of
+from kdedge.recipe import Reference
 from kdedge.statistics import mcnemar, mean_interval, paired_drop
-from kdedge.store import Run, open_run, read_document, runs_of, write_json
+from kdedge.store import write_json
 from kdedge.wording import unknown
 
-Precision = Literal["fp32", "int8"]
+_Runs = dict[int, Measured]  # of one variant, by seed
 
 
 class ResultRow(BaseModel):
     """One network of one variant in one precision, over all seeds that were measured."""
 
-    variant: str | None  # None: the recipe has no variants, or the network is the same in all of them
+    variant: str | None  # "a, b" when these two share the network; None when all do, or the recipe has no variants
     network: str
     precision: Precision
     parameters: int
@@ -44,6 +41,7 @@ class ResultRow(BaseModel):
     confusion: list[list[int]]  # [label][prediction], summed over seeds
     train_s: float  # mean over seeds; of this network's stages alone
     speedup: float | None  # over the fp32 teacher of the same run, as `bench` has it; mean over seeds
+    speedup_sd: float | None  # None for one seed
     reference: list[Reference]
 
 
@@ -55,197 +53,186 @@ class Difference(BaseModel):
     network: str
     precision: Precision
     points: float  # percentage points of accuracy; positive when the variant is better
-    ci95_points: tuple[float, float]
-    seeds: int  # pairs; with one, the interval is over test images
+    seeds: int  # pairs
+    ci95_points: tuple[float, float] | None  # over seeds; None with one
     p_value: float | None  # McNemar's exact test over test images; None with several seeds
-    distinguishable: bool
+    distinguishable: bool  # the interval excludes 0, or with one seed p < 0.05
 
 
 class Results(BaseModel):
     """results.json."""
 
     recipe: str
+    quick: bool
     classes: list[str]  # names, in the order of the confusion matrices
     rows: list[ResultRow]
     differences: list[Difference]
+    timing: list[Timing]  # of the measurements; more than one when they were not made alike
+    own_cpu_share: list[float]  # of each measurement, as `bench` has it
     missing: list[str]  # runs that are not measured yet
+    left_out: dict[str, str]  # runs that do not belong to the others, and why
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """One run, as `distill`, `export` and `bench` left it."""
-
-    recipe: Recipe
-    labels: NDArray[np.int32]  # [n]
-    predictions: dict[str, NDArray[np.int32]]  # by "network role precision"
-    parameters: dict[str, int]
-    seconds: dict[str, float]
-    keys: dict[str, str]  # of the stage that gave each network its weights
-    speedup: dict[str, float | None]
-
-    def of(self, network: str, precision: Precision) -> NDArray[np.int32] | None:
-        """Predictions of the file that holds the whole network."""
-        names = (f"{network} {role} {precision}" for role in ("teacher", "merged"))
-        return next((self.predictions[name] for name in names if name in self.predictions), None)
-
-
-def results(folder: Path, against: str | None = None) -> Results:
+def results(folder: Path, *against: str) -> Results:
     """Collect the runs in `folder`, or the one run that it is, and write results.json there. Raises RunError.
 
-    Variants are compared with the one called `against`, by default the first.
+    Variants are compared with each of those called `against`, by default with the first.
     """
-    runs = [open_run(path) for path in runs_of(folder)]
-    measured = [_read(run) for run in runs if (run.path / "predictions.npz").is_file()]
-    missing = [str(run.path) for run in runs if not (run.path / "predictions.npz").is_file()]
-    if not measured:
+    runs = measurements_of(folder)
+    for name in against:
+        if name not in runs.recipe.variants:
+            raise RunError(f"{folder}: {unknown('variant', name, runs.recipe.variants)}")
+    if not runs.measured:
         raise RunError(
             f"Nothing in {folder} is measured yet. First: kdedge export {folder} --int8, then kdedge bench {folder}"
         )
-    variants: list[str | None] = [*measured[0].recipe.variants] or [None]
-    if against is not None and against not in variants:
-        raise RunError(f"{folder}: {unknown('variant', against, [name for name in variants if name])}")
-    measured.sort(key=lambda one: (variants.index(one.recipe.variant), one.recipe.seed))
+    rows = _rows(runs)
     found = Results(
-        recipe=measured[0].recipe.name.split("/")[0],
-        classes=list(DATASETS[measured[0].recipe.data.name].classes),
-        rows=_rows(measured),
-        differences=[],
-        missing=missing,
+        recipe=runs.recipe.name.split("/")[0],
+        quick=runs.quick,
+        classes=list(DATASETS[runs.recipe.data.name].classes),
+        rows=rows,
+        differences=[
+            difference
+            for network, precision in dict.fromkeys((row.network, row.precision) for row in rows)
+            for difference in _differences(runs.measured, network, precision, against)
+        ],
+        timing=list(dict.fromkeys(one.timing for one in runs.measured)),
+        own_cpu_share=[one.own_cpu_share for one in runs.measured],
+        missing=runs.missing,
+        left_out=runs.left_out,
     )
-    for network, precision in dict.fromkeys((row.network, row.precision) for row in found.rows):
-        found.differences += _differences(measured, network, precision, against)
     write_json(folder / "results.json", found.model_dump(mode="json"))
     return found
 
 
-def _read(run: Run) -> _Measured:
-    path = run.path / "predictions.npz"
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            arrays = dict(content)
-        labels = arrays.pop("labels")
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise RunError(f"{path} cannot be read: {error}. Measure again: kdedge bench {run.path}") from None
-    manifest, bench = read_manifest(run.path / "export"), read_document(run.path / "bench.json")
-    if manifest.stages != {stage.name: stage.key for stage in run.stages}:
-        raise RunError(f"{run.path} was trained again since it was measured. Export and measure it again.")
-    seconds: dict[str, float] = {}
-    for stage in run.stages:
-        took = read_document(run.stage(stage.name) / "stage.json")["seconds"]
-        seconds[stage.network] = seconds.get(stage.network, 0.0) + took
-    whole = ("teacher", "merged")
-    return _Measured(
-        recipe=resolved_recipe(run.recipe, str(run.path / "run.json")),
-        labels=labels,
-        predictions=arrays,
-        parameters={file.network: file.parameters for file in manifest.files if file.role in whole},
-        seconds=seconds,
-        keys={stage.network: stage.key for stage in run.stages},  # the last one counts
-        speedup={
-            f"{row['network']} {row['precision']}": row["speedup"] for row in bench["rows"] if row["role"] in whole
-        },
-    )
-
-
-def _rows(measured: list[_Measured]) -> list[ResultRow]:
-    """A row for each network, variant and precision; a network that all variants share comes once."""
-    groups: dict[tuple[str, tuple[str, ...]], list[_Measured]] = {}
-    for variant in dict.fromkeys(one.recipe.variant for one in measured):
-        runs = [one for one in measured if one.recipe.variant == variant]
-        for network in runs[0].recipe.networks:
-            having = [one for one in runs if network in one.keys]
-            groups.setdefault((network, tuple(one.keys[network] for one in having)), having)
-    several = {network for network, _ in groups if sum(name == network for name, _ in groups) > 1}
+def _rows(runs: Measurements) -> list[ResultRow]:
+    """A row for each network, variant and precision; a network that variants share comes once."""
     rows = []
-    for (network, _), runs in sorted(groups.items(), key=lambda item: _place(measured, item[0][0])):
-        variant = runs[0].recipe.variant if network in several else None
-        for precision in ("fp32", "int8"):
-            pairs = [(one, said) for one in runs if (said := one.of(network, precision)) is not None]
-            if pairs:
-                rows.append(_row(variant, network, precision, pairs))
+    names = dict.fromkeys(network for one in runs.measured for network in one.recipe.networks)
+    everywhere = len(_by_variant(runs.measured))
+    for network in names:
+        for variants, shared in _sharing(runs.measured, network):
+            of_all = len(variants) == everywhere and (everywhere > 1 or not runs.recipe.variants)
+            reference = [
+                known
+                for known in runs.recipe.reference
+                if known.network == network and known.variant in (None, *variants)
+            ]
+            for precision in ("fp32", "int8"):
+                having = [shared[seed] for seed in sorted(shared) if (network, precision) in shared[seed].predictions]
+                if having:
+                    label = None if of_all else ", ".join(name for name in variants if name)
+                    rows.append(_row(label, network, precision, having, reference))
     return rows
 
 
-def _place(measured: list[_Measured], network: str) -> int:
-    return next(list(one.recipe.networks).index(network) for one in measured if network in one.recipe.networks)
+def _by_variant(measured: list[Measured]) -> dict[str | None, _Runs]:
+    found: dict[str | None, _Runs] = {}
+    for one in measured:
+        found.setdefault(one.recipe.variant, {})[one.recipe.seed] = one
+    return found
+
+
+def _sharing(measured: list[Measured], network: str) -> list[tuple[list[str | None], _Runs]]:
+    """The variants that share a network, and its runs: one for each seed that any of them was measured with."""
+    groups: list[tuple[list[str | None], _Runs]] = []
+    for variant, runs in _by_variant([one for one in measured if network in one.keys]).items():
+        for variants, shared in groups:
+            if _same(runs, shared, network):
+                variants.append(variant)
+                shared.update(runs | shared)
+                break
+        else:
+            groups.append(([variant], runs))
+    return groups
+
+
+def _same(runs: _Runs, others: _Runs, network: str) -> bool:
+    """Whether both have one and the same network, as far as they have seeds in common, and they have."""
+    common = runs.keys() & others.keys()
+    return bool(common) and all(runs[seed].keys[network] == others[seed].keys[network] for seed in common)
 
 
 def _row(
-    variant: str | None, network: str, precision: Precision, pairs: list[tuple[_Measured, NDArray[np.int32]]]
+    variant: str | None, network: str, precision: Precision, runs: list[Measured], reference: list[Reference]
 ) -> ResultRow:
-    first = pairs[0][0]
+    file, first = (network, precision), runs[0]
     classes = len(DATASETS[first.recipe.data.name].classes)
     confusion = np.zeros((classes, classes), np.int64)
-    for one, said in pairs:
-        np.add.at(confusion, (one.labels, said), 1)
-    accuracy = [round(100 * float((said == one.labels).mean()), 4) for one, said in pairs]
-    speedups = [speedup for one, _ in pairs if (speedup := one.speedup.get(f"{network} {precision}")) is not None]
+    for one in runs:
+        np.add.at(confusion, (one.labels, one.predictions[file]), 1)
+    accuracy = [round(100 * float((one.predictions[file] == one.labels).mean()), 4) for one in runs]
+    speedups = [speedup for one in runs if (speedup := one.speedup[file]) is not None]
     return ResultRow(
         variant=variant,
         network=network,
         precision=precision,
         parameters=first.parameters[network],
-        seeds=[one.recipe.seed for one, _ in pairs],
+        seeds=[one.recipe.seed for one in runs],
         accuracy=accuracy,
         accuracy_mean=round(statistics.fmean(accuracy), 4),
-        accuracy_sd=round(statistics.stdev(accuracy), 4) if len(accuracy) > 1 else None,
+        accuracy_sd=_spread(accuracy),
         n=len(first.labels),
         confusion=confusion.tolist(),
-        train_s=round(statistics.fmean(one.seconds[network] for one, _ in pairs), 1),
+        train_s=round(statistics.fmean(one.seconds[network] for one in runs), 1),
         speedup=round(statistics.fmean(speedups), 4) if speedups else None,
-        reference=[
-            known for known in first.recipe.reference if known.network == network and known.variant in (None, variant)
-        ],
+        speedup_sd=_spread(speedups),
+        reference=reference,
     )
 
 
+def _spread(values: list[float]) -> float | None:
+    return round(statistics.stdev(values), 4) if len(values) > 1 else None
+
+
 def _differences(
-    measured: list[_Measured], network: str, precision: Precision, against: str | None
+    measured: list[Measured], network: str, precision: Precision, against: tuple[str, ...]
 ) -> list[Difference]:
-    """Each variant of a network against one of them, seed by seed."""
-    right: dict[str, dict[int, NDArray[np.bool_]]] = {}
-    keys: dict[str, list[str]] = {}
-    for one in measured:
-        said = one.of(network, precision)
-        if one.recipe.variant is not None and said is not None:
-            right.setdefault(one.recipe.variant, {})[one.recipe.seed] = said == one.labels
-            keys.setdefault(one.recipe.variant, []).append(one.keys[network])
-    baseline = against or next(iter(right), None)
-    if baseline not in right:
-        return []
-    found = []
-    for variant in right:
-        seeds = sorted(right[baseline].keys() & right[variant].keys())
-        if seeds and keys[variant] != keys[baseline]:
-            pairs = [(right[baseline][seed], right[variant][seed]) for seed in seeds]
-            points, interval, p_value = _compare(pairs)
-            apart = p_value < 0.05 if p_value is not None else not interval[0] <= 0 <= interval[1]
-            found.append(
-                Difference(
-                    variant=variant,
-                    baseline=baseline,
-                    network=network,
-                    precision=precision,
-                    points=round(points, 4),
-                    ci95_points=(round(interval[0], 4), round(interval[1], 4)),
-                    seeds=len(seeds),
-                    p_value=p_value,
-                    distinguishable=apart,
-                )
-            )
-    return found
+    """Each variant of a network against some of them, by default the first; no two are compared twice."""
+    having = _by_variant([one for one in measured if (network, precision) in one.predictions])
+    runs = {variant: of_variant for variant, of_variant in having.items() if variant is not None}
+    found: dict[frozenset[str], Difference] = {}
+    for baseline in [name for name in against or list(runs)[:1] if name in runs]:
+        for variant in runs:
+            two = frozenset((variant, baseline))
+            if two not in found and not _same(runs[variant], runs[baseline], network):
+                pairs = [
+                    (other, runs[variant][seed])
+                    for seed, other in runs[baseline].items()
+                    if seed in runs[variant] and np.array_equal(other.labels, runs[variant][seed].labels)
+                ]
+                if pairs:
+                    found[two] = _difference(variant, baseline, network, precision, pairs)
+    return list(found.values())
 
 
-def _compare(
-    pairs: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]],
-) -> tuple[float, tuple[float, float], float | None]:
-    """Gain of the second over the first in percentage points, its interval, and with one pair McNemar's p-value."""
-    drops = [paired_drop(first, second) for first, second in pairs]
-    mean, interval = mean_interval([-drop.points for drop in drops])
+def _difference(
+    variant: str, baseline: str, network: str, precision: Precision, pairs: list[tuple[Measured, Measured]]
+) -> Difference:
+    """From a run of the baseline and one of the variant for each seed: over seeds, or with one over the test images."""
+    drops = [
+        paired_drop(*(one.predictions[network, precision] == one.labels for one in (before, after)))
+        for before, after in pairs
+    ]
+    points, interval = mean_interval([-drop.points for drop in drops])
+    p_value = None
     if interval is not None:
-        return mean, interval, None
-    drop = drops[0]
-    return mean, (-drop.upper_points, -drop.lower_points), mcnemar(drop.only_reference, drop.only_candidate)
+        distinguishable = not interval[0] <= 0 <= interval[1]
+    else:
+        p_value = mcnemar(drops[0].only_reference, drops[0].only_candidate)
+        distinguishable = p_value < 0.05
+    return Difference(
+        variant=variant,
+        baseline=baseline,
+        network=network,
+        precision=precision,
+        points=round(points, 4),
+        seeds=len(pairs),
+        ci95_points=interval and (round(interval[0], 4), round(interval[1], 4)),
+        p_value=p_value,
+        distinguishable=distinguishable,
+    )
 
 
 def rows_to_print(found: Results) -> tuple[list[str], list[list[str]]]:
@@ -253,7 +240,7 @@ def rows_to_print(found: Results) -> tuple[list[str], list[list[str]]]:
     lines: dict[tuple[str, str | None], dict[str, ResultRow]] = {}
     for row in found.rows:
         lines.setdefault((row.network, row.variant), {})[row.precision] = row
-    header = ["network", "params", "seeds", "fp32 %", "int8 %", "printed", "train s", "speed"]
+    header = ["network", "params", "seeds", "fp32 %", "int8 %", "printed", "train", "speed x"]
     table = []
     for rows in lines.values():
         row = next(iter(rows.values()))
@@ -263,10 +250,10 @@ def rows_to_print(found: Results) -> tuple[list[str], list[list[str]]]:
                 _label(row),
                 f"{row.parameters:,}",
                 str(len(row.seeds)),
-                *(_percent(rows.get(precision)) for precision in ("fp32", "int8")),
+                *(_accuracy(rows.get(precision)) for precision in ("fp32", "int8")),
                 " ".join(f"{known.accuracy:g}" for known in row.reference),
-                f"{row.train_s:,.0f}",
-                f"{shipped.speedup:.2f}x" if shipped.speedup is not None else "",
+                f"{row.train_s:,.0f} s",
+                _figure(shipped.speedup, shipped.speedup_sd),
             ]
         )
     return header, table
@@ -311,28 +298,40 @@ def _short(classes: list[str]) -> list[str]:
     return [name[:4] for name in classes]
 
 
-def _percent(row: ResultRow | None) -> str:
-    if row is None:
-        return ""
-    return f"{row.accuracy_mean:.2f}" + (f" ±{row.accuracy_sd:.2f}" if row.accuracy_sd is not None else "")
+def _accuracy(row: ResultRow | None) -> str:
+    return "" if row is None else _figure(row.accuracy_mean, row.accuracy_sd)
+
+
+def _figure(mean: float | None, spread: float | None) -> str:
+    return "" if mean is None else f"{mean:.2f}" + (f"±{spread:.2f}" if spread is not None else "")
 
 
 def sentences(found: Results) -> list[str]:
-    """What differs and what does not, where the printed figures are from, and what is not measured yet.
+    """The warnings, what differs and what does not, where the printed figures are from, and what is not in the table.
 
     Differences are told of the files that are shipped: int8, where there is any.
     """
     said = []
+    if found.quick:
+        said.append("These runs were --quick: their accuracies mean nothing, and their latencies are few.")
+    if busy := sum(share < BUSY for share in found.own_cpu_share):
+        said.append(
+            f"Something else kept the processor busy during {busy} of {len(found.own_cpu_share)} measurements; times and "
+            "speeds are not those of an idle machine."
+        )
     shipped = "int8" if any(one.precision == "int8" for one in found.differences) else "fp32"
     for one in [one for one in found.differences if one.precision == shipped]:
-        low, high = one.ci95_points
-        how = f"{one.seeds} seeds" if one.p_value is None else f"McNemar p = {one.p_value:.2g}"
+        if one.ci95_points is not None:
+            low, high = one.ci95_points
+            how = f"{low:+.2f} to {high:+.2f}, {one.seeds} seeds"
+        else:
+            how = f"McNemar p = {one.p_value:.2g}"
         verdict = "" if one.distinguishable else ": not distinguishable"
         said.append(
-            f"{one.network} {one.precision}, {one.variant} against {one.baseline}: {one.points:+.2f} points "
-            f"({low:+.2f} to {high:+.2f}, {how}){verdict}."
+            f"{one.network} {one.precision}, {one.variant} against {one.baseline}: {one.points:+.2f} points ({how}){verdict}."
         )
-    printed: dict[str, Any] = dict.fromkeys(known.printed for row in found.rows for known in row.reference)
+    printed = dict.fromkeys(known.printed for row in found.rows for known in row.reference)
     said += [f"Printed: {source}." for source in printed]
+    said += [f"Left out, {why}: {path}." for path, why in found.left_out.items()]
     said += [f"Not measured yet: {path}." for path in found.missing]
     return said

@@ -90,8 +90,8 @@ def export(
         manifest.accuracy = measured.rows
         manifest.gates = gate(measured, recipe.deploy.int8.max_drop_points) if int8 else []
         store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
-    refused = [result.reason for result in manifest.gates if not result.passed]
-    if refused:
+        store.drop_measurements(run.path)
+    if refused := [result.reason for result in manifest.gates if not result.passed]:
         raise GateError(
             "\n".join(["The int8 export lost too much accuracy:", *(f"  {reason}" for reason in refused)])
             + f"\nThe files are in {run.path / 'export'}; ship the fp32 files, or train longer and export again."

@@ -38,6 +38,7 @@ def distill(
     if recipe.seeds or (recipe.variants and recipe.variant is None):
         raise KdedgeError(f"{recipe.name} describes several runs; kdedge.load_recipes(...) gives each of them")
     progress = progress or Quiet()
+    store.check_place(Path(runs) / recipe.name)
     recipe = made_quick(recipe) if quick else recipe
     compute = chosen_device(device)
     wanted = recipe.data

@@ -114,5 +114,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     The arguments count the images that only the first, and only the second, gets right.
     """
     n, fewer = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(n, k) for k in range(fewer + 1))
+    choices, tail = math.comb(n, fewer), 0
+    for k in range(fewer, -1, -1):
+        tail += choices
+        choices = choices * k // (n - k + 1)  # from n over k to n over k - 1
     return min(1.0, 2 * tail / int(2**n))

@@ -6,7 +6,7 @@
                                         (images.npz and images.png where images were made)
         targets/9c41...-flip0-shift0-dense/  outputs of a finished network over the training views (a cache: may be deleted)
         export/                         ONNX files and manifest.json
-        validation.json, bench.json
+        validation.json, predictions.npz, bench.json    measurements of the export, see MEASUREMENTS
 
 Everything is written beside its final place, flushed to the disk, and renamed. Nothing here knows what a network is.
 """
@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from kdedge.errors import RunError
 from kdedge.wording import given, nearest
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _Document = TypeVar("_Document", bound=BaseModel)
+
+MEASUREMENTS = ("validation.json", "predictions.npz", "bench.json")  # what `bench` writes of an export, in this order
 
 _HELD = {  # what a finished stage or cache holds, by the key of its hash
     "weights_sha256": "weights.safetensors",
@@ -58,9 +60,16 @@ class Run(BaseModel):
     quick: bool
     recipe: dict[str, Any]  # resolved: every default written out
     data: dict[str, Any]  # name, origin, fingerprint, and the sample numbers of the validation and calibration splits
-    stages: list[StageRecord]
+    stages: list[StageRecord] = Field(min_length=1)
     versions: dict[str, str]
     path: Path = Path()
+
+    @field_validator("data")
+    @classmethod
+    def _whole(cls, data: dict[str, Any]) -> dict[str, Any]:
+        if missing := {"name", "fingerprint", "train", "validation", "calibration"} - data.keys():
+            raise ValueError(f"missing: {', '.join(sorted(missing))}")
+        return data
 
     def write(self) -> None:
         """Write run.json into the run's folder, in one piece."""
@@ -113,11 +122,23 @@ def newest_run(runs: Path) -> Path:
 def runs_of(folder: Path) -> list[Path]:
     """The folder itself if it is a run, else the runs in it: a recipe's variants and seeds. Raises RunError."""
     if (folder / "run.json").is_file():
+        check_place(folder)
         return [folder]
     found = [file.parent for file in sorted(folder.glob("*/run.json"))]
     if not found:
         raise RunError(f"{folder} is not a run: it has no run.json. Make one with `kdedge distill RECIPE`.")
     return found
+
+
+def check_place(run: Path) -> None:
+    """Refuse a run within another one: nobody could tell which of them is meant. Raises RunError."""
+    run = run.absolute()  # "." has a parent as well
+    inner = [run] if (run.parent / "run.json").is_file() else [file.parent for file in run.glob("*/run.json")]
+    if inner:
+        raise RunError(
+            f"{inner[0].parent} cannot be a single run and the folder of runs such as {inner[0]} at once. Move one of them "
+            "elsewhere, or give the new one another name: --set name=NAME."
+        )
 
 
 def exports_of(folder: Path | None, runs: Path) -> list[Path]:
@@ -128,6 +149,12 @@ def exports_of(folder: Path | None, runs: Path) -> list[Path]:
         except RunError as error:
             raise RunError(f"{error} Or name an export's folder, which holds its manifest.json.") from None
     return [folder]
+
+
+def drop_measurements(run: Path) -> None:
+    """Remove what `bench` measured of an export that is replaced."""
+    for name in MEASUREMENTS:
+        (run / name).unlink(missing_ok=True)
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -144,15 +171,19 @@ def read_document(path: Path) -> dict[str, Any]:
 
 def read_as(path: Path, model: type[_Document]) -> _Document:
     """A document of kdedge's in the form `model`. Raises RunError when it is damaged or of another format."""
-    document, format_ = read_document(path), model.model_fields["format"].default
-    if (found := document.get("format")) != format_:
-        raise RunError(f"{path}: expected format {format_}, found {given(found)}. Use the kdedge that wrote it.")
+    document, format_ = read_document(path), model.model_fields.get("format")
+    if format_ is not None and (found := document.get("format")) != format_.default:
+        raise RunError(
+            f"{path}: expected format {format_.default}, found {given(found)}. Use the kdedge that wrote it."
+        )
     try:
         return model.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"{path} is damaged: {where}: {first['msg']}") from None
+        said = {"missing": "missing", "too_short": "empty", "value_error": str(first.get("ctx", {}).get("error"))}
+        what = said.get(first["type"]) or f"did not expect {given(first['input'])}"
+        raise RunError(f"{path} is damaged: {where}: {what}") from None
 
 
 def inside(folder: Path, relative: str) -> Path:

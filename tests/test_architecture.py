@@ -36,6 +36,7 @@ LEVELS = [
         "benchmark",
         "bench_report",
         "comparison",
+        "measurements",
     },
     {"cli", "__init__", "__main__"},
 ]

@@ -10,7 +10,7 @@ from tiny_export import write_data, write_run
 
 from kdedge.bench_report import BenchReport, BenchRow, rows_for_print, sentences
 from kdedge.benchmark import bench
-from kdedge.errors import DataError, DeviceError, RunError
+from kdedge.errors import DataError, DeviceError, RecipeError, RunError
 from kdedge.manifest import ValidationRow
 from kdedge.store import open_run, write_json
 from kdedge.validate import Validation
@@ -40,13 +40,14 @@ def report(folder: Path, data_dir: Path, said: list[str]) -> BenchReport:
 
 def test_there_is_a_row_for_every_file_with_the_promised_keys(report: BenchReport, folder: Path) -> None:
     document = json.loads((folder / "bench.json").read_text())
-    keys = "network role precision threads batch n latency_ms_p50 latency_ms_p90 latency_ms_p99 cold_start_ms"
+    keys = "network role precision sha256 threads batch n latency_ms_p50 latency_ms_p90 latency_ms_p99 cold_start_ms"
     keys += " peak_rss_bytes file_bytes latency_ms_p50_ci95 latency_ms_p90_ci95 latency_ms_p99_ci95"
     keys += " speedup speedup_ci95 round_p50_ms settled"
     assert all(list(row) == keys.split() for row in document["rows"])
     files = json.loads((folder / "export" / "manifest.json").read_text())["files"]
-    assert [(row["network"], row["role"], row["precision"], row["file_bytes"]) for row in document["rows"]] == [
-        (file["network"], file["role"], file["precision"], file["bytes"]) for file in files
+    told = ("network", "role", "precision", "sha256")
+    assert [(*(row[key] for key in told), row["file_bytes"]) for row in document["rows"]] == [
+        (*(file[key] for key in told), file["bytes"]) for file in files
     ]
     assert document["device"]["cpu_class"] and document["empty_runner_rss_bytes"] > 10e6
     assert document == report.model_dump(mode="json", exclude={"validation"})
@@ -100,6 +101,16 @@ def test_the_table_fits_80_columns_and_folds_the_members(report: BenchReport) ->
     ]
     assert lines[0][1] == "100.00 ±0.94" and lines[3][1] == ""  # Wilson: 200 of 200 is at least 98.12
     assert lines[0][5] == "1.00x" and lines[3][5] == "-"
+
+
+def test_settings_that_are_none_are_refused(data_dir: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "tiny", data_dir)
+    run.recipe["bench"]["rounds"] = "x"
+    run.write()
+    with pytest.raises(
+        RecipeError, match=r"run\.json: bench\.rounds: expected a whole number from 1 to 1,000, got 'x'"
+    ):
+        bench(run.path, data_dir=data_dir)
 
 
 def test_other_data_than_the_run_was_distilled_on_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -157,6 +168,7 @@ def row(network: str, role: str, precision: str, p50_ms: float, file_kb: int, *,
         network=network,
         role=role,
         precision=precision,
+        sha256="",
         threads=1,
         n=10_000,
         latency_ms_p50=p50_ms,
@@ -176,7 +188,8 @@ def row(network: str, role: str, precision: str, p50_ms: float, file_kb: int, *,
 
 
 def prototype(*rows: BenchRow, **changes: Any) -> BenchReport:
-    known = {"device": {}, "empty_runner_rss_bytes": 0, "own_cpu_share": 1.0, "quick": False, "verdicts": []}
+    known = {"device": {}, "empty_runner_rss_bytes": 0, "seconds": 1.0, "own_cpu_share": 1.0, "quick": False}
+    known["verdicts"] = []
     accuracy = {"teacher": 9310, "students": 9136}
     validation = [
         ValidationRow(
@@ -222,6 +235,13 @@ def test_a_difference_within_the_noise_is_not_distinguishable() -> None:
         "students: int8 and fp32 are not distinguishable in speed after 5 rounds (0.128 ms against 0.131 ms). "
         "int8 only changes the size (98 kB against 370 kB)."
     ]
+
+
+def test_one_round_says_that_it_cannot_tell() -> None:
+    teacher, quantized = (row.model_copy(update={"round_p50_ms": row.round_p50_ms[:1]}) for row in TEACHER)
+    warning, told = sentences(prototype(teacher, quantized))
+    assert warning.startswith("One round has no spread") and "bench: {rounds: 5}" in warning
+    assert told == "teacher: int8 and fp32 cannot be told apart in speed by one round (0.070 ms against 0.169 ms)."
 
 
 def test_a_busy_machine_and_restless_times_are_said_first() -> None:

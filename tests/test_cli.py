@@ -14,7 +14,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
-from tiny_export import write_data
+from tiny_export import recorded_data, write_data
 
 from kdedge.cli import main
 from kdedge.store import Run, StageRecord
@@ -68,7 +68,9 @@ def unfinished(path: Path) -> Path:
     stage = StageRecord(name="fit only", network="only", key="0" * 64, folder="stages/fit-only-0000")
     recipe = {"name": path.name, "data": {"name": "mnist"}, "networks": {"only": {"model": "mlp-8"}}}
     path.mkdir(parents=True)
-    Run(name=path.name, quick=False, recipe=recipe, data={}, stages=[stage], versions={}, path=path).write()
+    Run(
+        name=path.name, quick=False, recipe=recipe, data=recorded_data(), stages=[stage], versions={}, path=path
+    ).write()
     return path
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import runpy
 import shutil
 import statistics
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +29,9 @@ from kdedge.comparison import (
     rows_to_print,
     sentences,
 )
-from kdedge.errors import RunError
+from kdedge.errors import KdedgeError, RunError
 
+ROOT = Path(__file__).parent.parent
 STUDY = """
 name: study
 data: {name: fashion-mnist, validation: 200, calibration: 40}
@@ -41,6 +47,17 @@ deploy: {int8: {max_drop_points: 100}}
 bench: {rounds: 1, seconds: 0.01}
 """
 RUNS = ("small.seed3", "small.seed4", "large.seed3", "large.seed4")
+NOTHING = Results(
+    recipe="r",
+    quick=False,
+    classes=[],
+    rows=[],
+    differences=[],
+    timing=[],
+    own_cpu_share=[1.0],
+    missing=[],
+    left_out={},
+)
 
 
 def kdedge(*arguments: object) -> Result:
@@ -65,6 +82,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def study(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "study"))
+
+
+WHO = "student merged int8"
+IS_NO_CLASS = f": '{WHO}' is not a class from 0 to 9 for each of 400 images"
+
+
+def saved(save: Callable[..., None], **arrays: Any) -> bytes:
+    content = io.BytesIO()
+    save(content, **arrays)
+    return content.getvalue()
 
 
 def validation(study: Path, run: str) -> dict[tuple[str, str], dict[str, Any]]:
@@ -103,9 +130,10 @@ def test_accuracies_are_those_that_bench_measured(study: Path) -> None:
 
 def test_accuracy_of_each_class_and_what_it_is_taken_for() -> None:
     row = dict(network="student", parameters=1, seeds=[0], accuracy=[60.0], accuracy_mean=60.0, accuracy_sd=None, n=10)
-    row |= dict(train_s=1.0, speedup=None, reference=[], confusion=[[3, 1, 0], [0, 0, 0], [1, 2, 3]])
+    row |= dict(train_s=1.0, speedup=None, speedup_sd=None, reference=[])
+    row |= dict(confusion=[[3, 1, 0], [0, 0, 0], [1, 2, 3]])
     rows = [ResultRow(variant="a", precision=precision, **row) for precision in ("fp32", "int8")]
-    found = Results(recipe="r", classes=["Trouser", "Bag", "Dress"], rows=rows, differences=[], missing=[])
+    found = NOTHING.model_copy(update={"classes": ["Trouser", "Bag", "Dress"], "rows": rows})
     header = ["Trou", "Bag", "Dres"]
     assert classes_to_print(found) == (["% of class", *header], [["student a", "75.0", "0.0", "50.0"]])  # of int8 alone
     (matrix,) = confusions_to_print(found)
@@ -145,6 +173,7 @@ def test_the_difference_of_two_seeds_has_students_interval(study: Path) -> None:
 def test_another_variant_can_be_the_one_to_compare_with(study: Path) -> None:
     usual, turned = results(study).differences, results(study, "large").differences
     assert [(one.variant, one.baseline) for one in turned] == [("small", "large")] * 2
+    assert results(study, "large", "small").differences == turned  # no two are compared twice
     assert [one.points for one in turned] == [-one.points for one in usual]
     with pytest.raises(RunError, match="unknown variant 'larg'; did you mean 'large'"):
         results(study, "larg")
@@ -159,9 +188,9 @@ def test_with_one_seed_the_test_images_are_compared(study: Path) -> None:
         for run in ("small.seed3", "large.seed3")
     ]
     assert (one.seeds, one.points) == (1, pytest.approx(100 * (right[1].mean() - right[0].mean())))
-    assert one.p_value is not None
+    assert one.p_value is not None and one.ci95_points is None  # what is printed is what decides
     assert one.distinguishable == (one.p_value < 0.05)
-    assert one.ci95_points[0] < one.points < one.ci95_points[1]
+    assert f"{one.points:+.2f} points (McNemar p = {one.p_value:.2g})" in " ".join(sentences(results(study)))
 
 
 def test_printed_figures_stand_beside_their_variant(study: Path) -> None:
@@ -183,12 +212,102 @@ def test_the_table_and_the_file(study: Path) -> None:
     assert max(map(len, printed[:4])) <= 80
 
 
-def test_a_run_without_variants_has_one_row_a_network(study: Path) -> None:
-    found = results(study / "small.seed3")
+def test_a_single_run_is_named_by_its_variant_and_keeps_what_is_printed_of_it(study: Path) -> None:
+    found = results(study / "large.seed3")
     assert [(one.variant, one.network, one.precision) for one in found.rows] == [
-        (None, network, precision) for network in ("teacher", "student") for precision in ("fp32", "int8")
+        ("large", network, precision) for network in ("teacher", "student") for precision in ("fp32", "int8")
+    ]
+    assert [known.accuracy for known in row(found, "large", "student", "int8").reference] == [97.26]
+    assert found.differences == []
+
+
+def test_what_two_variants_share_comes_once_whatever_seeds_are_measured(study: Path) -> None:
+    """With seed 4 of one variant only, the teacher is one network still, and is not compared with itself."""
+    (study / "small.seed4" / "bench.json").unlink()
+    found = results(study)
+    assert row(found, None, "teacher", "int8").seeds == [3, 4]
+    assert row(found, "small", "student", "int8").seeds == [3]
+    assert [(one.network, one.precision, one.seeds) for one in found.differences] == [
+        ("student", "fp32", 1),
+        ("student", "int8", 1),
+    ]
+
+
+def test_without_a_seed_in_common_nobody_knows_what_is_shared(study: Path) -> None:
+    for run in ("small.seed4", "large.seed3"):
+        (study / run / "bench.json").unlink()
+    found = results(study)
+    assert [(one.network, one.variant) for one in found.rows if one.precision == "int8"] == [
+        ("teacher", "small"),
+        ("teacher", "large"),
+        ("student", "small"),
+        ("student", "large"),
     ]
     assert found.differences == []
+
+
+def rewrite(file: Path, *, later_s: float = 0, **changes: Any) -> None:
+    """Change what a JSON file says, and the time at which it was written."""
+    document, written = json.loads(file.read_text()), file.stat().st_mtime
+    for path, value in changes.items():
+        *parents, last = (int(key) if key.isdecimal() else key for key in path.split("__"))
+        reduce(lambda node, key: node[key], parents, document)[last] = value
+    file.write_text(json.dumps(document))
+    os.utime(file, (written + later_s,) * 2)
+
+
+def test_runs_of_another_version_of_the_recipe_are_left_out(study: Path) -> None:
+    rewrite(study / "small.seed3" / "run.json", recipe__networks__student__fit__epochs=7, later_s=-100)
+    found = results(study)
+    assert found.left_out == {str(study / "small.seed3"): "made by another version of the recipe"}
+    assert row(found, "small", "student", "int8").seeds == [4]
+    assert f"Left out, made by another version of the recipe: {study / 'small.seed3'}." in sentences(found)
+
+
+def test_a_variant_that_the_newest_recipe_does_not_have_is_left_out(study: Path) -> None:
+    variants = {"large": {}}
+    rewrite(study / "large.seed4" / "run.json", recipe__variants=variants, later_s=100)
+    found = results(study)
+    assert sorted(found.left_out) == [str(study / f"small.seed{seed}") for seed in (3, 4)]
+    assert {one.variant for one in found.rows} == {"large"}
+
+
+def test_quick_runs_and_others_are_not_mixed(study: Path) -> None:
+    rewrite(study / "large.seed4" / "run.json", quick=True, later_s=100)
+    found = results(study)
+    assert found.quick and set(found.left_out.values()) == {"made without --quick"} and len(found.left_out) == 3
+    assert sentences(found)[0].startswith("These runs were --quick: their accuracies mean nothing")
+    rewrite(study / "large.seed4" / "run.json", later_s=-1000)
+    assert results(study).left_out == {str(study / "large.seed4"): "made with --quick"}
+
+
+def test_a_page_of_a_single_run_but_none_of_quick_ones(study: Path) -> None:
+    table = runpy.run_path(str(ROOT / "tools" / "results.py"))["table"]
+    table.__globals__["ROOT"] = study.parent
+    (study.parent / "recipes").mkdir()
+    (study.parent / "recipes" / "study.yaml").write_text(STUDY.replace("fashion-mnist,", "mnist,"))
+    single = table(study / "small.seed3")
+    assert (single["images"], single["settings"]) == (160, ["data.name=fashion-mnist", "seeds=[3]"])
+    for run in RUNS:
+        rewrite(study / run / "run.json", quick=True)
+    with pytest.raises(KdedgeError, match="was made with --quick: its accuracies mean nothing"):
+        table(study)
+
+
+def test_speeds_have_a_spread_and_a_busy_machine_is_named(study: Path) -> None:
+    speeds = []
+    for seed, busy in ((3, 0.9), (4, 1.0)):
+        file = study / f"large.seed{seed}" / "bench.json"
+        rewrite(file, own_cpu_share=busy)
+        measured = {(one["role"], one["precision"]): one for one in json.loads(file.read_text())["rows"]}
+        speeds.append(measured["merged", "int8"]["speedup"])
+    for run in ("small.seed3", "small.seed4"):
+        rewrite(study / run / "bench.json", own_cpu_share=1.0)
+    found = results(study)
+    of_both = row(found, "large", "student", "int8")
+    assert of_both.speedup_sd == pytest.approx(statistics.stdev(speeds), abs=1e-4)
+    assert sentences(found)[0].startswith("Something else kept the processor busy during 1 of 4 measurements;")
+    assert [one.model_dump() for one in found.timing] == [{"rounds": 1, "seconds": 0.01, "threads": 1}]
 
 
 def test_a_difference_within_its_noise_is_called_so() -> None:
@@ -204,7 +323,7 @@ def test_a_difference_within_its_noise_is_called_so() -> None:
             p_value=None,
             distinguishable=distinguishable,
         )
-        return sentences(Results(recipe="r", classes=[], rows=[], differences=[one], missing=[]))[0]
+        return sentences(NOTHING.model_copy(update={"differences": [one]}))[0]
 
     assert said(0.2, -0.4, 0.8, False) == (
         "student int8, b against a: +0.20 points (-0.40 to +0.80, 3 seeds): not distinguishable."
@@ -239,6 +358,12 @@ def test_runs_that_are_not_measured_are_named(study: Path) -> None:
     assert f"Not measured yet: {study / 'large.seed4'}." in sentences(found)
 
 
+def test_a_measurement_of_another_export_is_none(study: Path) -> None:
+    rewrite(study / "large.seed3" / "export" / "manifest.json", files__0__sha256="0" * 64)
+    rewrite(study / "large.seed4" / "run.json", stages__0__key="0" * 64)  # trained again since
+    assert results(study).missing == [str(study / f"large.seed{seed}") for seed in (3, 4)]
+
+
 def test_nothing_measured(study: Path) -> None:
     for run in RUNS:
         (study / run / "predictions.npz").unlink()
@@ -246,17 +371,39 @@ def test_nothing_measured(study: Path) -> None:
         results(study)
 
 
-def test_damaged_predictions_are_refused(study: Path) -> None:
-    file = study / "small.seed3" / "predictions.npz"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(RunError, match=r"predictions\.npz cannot be read: .*Measure again: kdedge bench"):
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda whole, arrays: whole[:100], ""),
+        (lambda whole, arrays: b"garbage", ""),
+        (lambda whole, arrays: saved(np.save, arr=arrays["labels"]), ""),
+        (lambda whole, arrays: saved(np.savez, **{**arrays, WHO: arrays[WHO][:9]}), IS_NO_CLASS),
+        (lambda whole, arrays: saved(np.savez, **{**arrays, WHO: arrays[WHO] + 9}), IS_NO_CLASS),
+        (lambda whole, arrays: saved(np.savez, **{**arrays, WHO: arrays[WHO] / 2}), IS_NO_CLASS),
+        (lambda whole, arrays: saved(np.savez, labels=arrays["labels"]), ""),
+    ],
+    ids=["cut", "garbage", "one array", "short", "class 10", "floats", "labels alone"],
+)
+def test_damaged_predictions_are_refused(study: Path, damage: Callable[[bytes, Any], bytes], said: str) -> None:
+    run = study / "small.seed3"
+    file = run / "predictions.npz"
+    file.write_bytes(damage(file.read_bytes(), dict(np.load(file))))
+    with pytest.raises(RunError) as error:
         results(study)
+    assert str(error.value) == f"{file} is damaged{said}. Measure again: kdedge bench {run}"
 
 
-def test_measurements_of_other_weights_are_refused(study: Path) -> None:
-    file = study / "small.seed3" / "run.json"
-    document = json.loads(file.read_text())
-    document["stages"][0]["key"] = "0" * 64
-    file.write_text(json.dumps(document))
-    with pytest.raises(RunError, match="was trained again since it was measured"):
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("bench.json", {}, "rows: missing. Measure again: kdedge bench"),
+        ("bench.json", {"rows": [{}], "seconds": 1, "own_cpu_share": 1}, "rows.0.network: missing"),
+        ("stages/fit-teacher-*/stage.json", {}, "seconds: missing"),
+    ],
+)
+def test_damaged_documents_are_refused(study: Path, name: str, content: dict[str, Any], said: str) -> None:
+    (file,) = (study / "small.seed3").glob(name)
+    file.write_text(json.dumps(content))
+    with pytest.raises(RunError) as error:
         results(study)
+    assert str(error.value).startswith(f"{file} is damaged: {said}")

@@ -20,7 +20,7 @@ from kdedge.distillation import distill
 from kdedge.errors import DataError, GateError, KdedgeError, RunError
 from kdedge.manifest import Manifest
 from kdedge.recipe_reader import parse_recipe, resolved_recipe
-from kdedge.store import Run, load_tensors, open_run, sha256
+from kdedge.store import MEASUREMENTS, Run, load_tensors, open_run, sha256
 from kdedge.verification import verify
 
 GROUP = """
@@ -317,6 +317,13 @@ def test_what_is_no_finished_run_is_refused_and_nothing_is_written(
     with pytest.raises(error, match=message):
         export(alone.path, data_dir=data)
     assert not (alone.path / "export").exists()
+
+
+def test_measurements_of_the_export_before_are_removed(alone: Run, data: Path) -> None:
+    for name in MEASUREMENTS:
+        (alone.path / name).write_text("of the files that were there before")
+    export(alone.path, int8=False, data_dir=data)
+    assert not any((alone.path / name).exists() for name in MEASUREMENTS)
 
 
 @pytest.mark.parametrize("name", ["", "nowhere"])

@@ -679,3 +679,10 @@ def test_a_quick_run_is_that_of_the_recipe_made_small_and_says_so(tmp_path: Path
     assert run.recipe == quick(recipe).resolved() and run.data["train"] == 200
     epochs = quick(recipe).networks["teacher"].fit.epochs
     assert len(summary(run)["stages"][0]["history"]) == epochs < 10
+
+
+def test_a_seed_in_the_folder_of_a_single_run_is_refused_before_the_data_is_read(tmp_path: Path) -> None:
+    store.write_json(tmp_path / "top" / "run.json", {})
+    recipe = parse_recipe(TINY).model_copy(update={"name": "top/seed0"})
+    with pytest.raises(RunError, match="cannot be a single run and the folder of runs such as"):
+        distill(recipe, runs=tmp_path, data_dir=tmp_path / "nowhere")

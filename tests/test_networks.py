@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from tiny_export import recorded_data
 from torch import nn
 
 from kdedge.errors import RunError
@@ -28,7 +29,15 @@ def weights(network: nn.Module) -> dict[str, bytes]:
 def finished(recipe: Recipe, folder: Path) -> tuple[Run, Path]:
     """A run whose teacher is finished, and the stage's folder."""
     stages = [StageRecord(name=STAGE, network="teacher", key="k", folder="stages/fit-teacher-k")]
-    run = Run(name="tiny", quick=False, recipe=recipe.resolved(), data={}, stages=stages, versions={}, path=folder)
+    run = Run(
+        name="tiny",
+        quick=False,
+        recipe=recipe.resolved(),
+        data=recorded_data(),
+        stages=stages,
+        versions={},
+        path=folder,
+    )
     stage = folder / "stages" / "fit-teacher-k"
     save_tensors(stage / "weights.safetensors", new_network(recipe, "teacher").state_dict())
     write_json(stage / "stage.json", {"weights_sha256": sha256(stage / "weights.safetensors")})

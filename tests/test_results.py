@@ -1,16 +1,21 @@
-"""The page of results is what its JSON says, and the JSON is what the issue's figures are read from."""
+"""The pages of results say what their JSON says, and how to make it again."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import statistics
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from kdedge.errors import KdedgeError
+from kdedge.variants import load_recipes
+
 ROOT = Path(__file__).parent.parent
+LIMITED = ROOT / "recipes" / "limited.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +50,32 @@ def test_every_row_carries_n_seeds_and_spread(results: ModuleType) -> None:
         assert row["mean"] == pytest.approx(statistics.mean(row["accuracies"]), abs=1e-4)
         if len(row["seeds"]) > 1:
             assert row["std"] == pytest.approx(statistics.stdev(row["accuracies"]), abs=1e-4)
+
+
+def test_the_settings_that_differ_from_the_recipe_are_derived(results: ModuleType) -> None:
+    assert results.settings(LIMITED, load_recipes(LIMITED)) == []
+    given = ["data.limit=2000", "networks.teacher.fit.epochs=1", "networks.student.fit.batch_size=16", "bench.rounds=7"]
+    given += ["networks.student.fit.optimizer=sgd", "seeds=[5, 6]"]
+    assert set(results.settings(LIMITED, load_recipes(LIMITED, given))) == {*given, "networks.student.fit.momentum=0.9"}
+
+
+def test_the_dataset_is_a_setting_as_well(results: ModuleType) -> None:
+    path = ROOT / "recipes" / "slides_mlp.yaml"
+    given = ["data.name=fashion-mnist", "data.limit=9000", "seed=3"]
+    made = [one for one in load_recipes(path, given) if one.variant == "hidden300"]
+    assert results.settings(path, made) == given
+
+
+def test_runs_that_no_settings_lead_to_are_refused(results: ModuleType) -> None:
+    made = load_recipes(LIMITED)
+    renamed = made[0].model_copy(update={"name": "limited/other.seed0", "variants": {"other": {}}})
+    with pytest.raises(KdedgeError, match=r"limited\.yaml has changed since these runs were made"):
+        results.settings(LIMITED, [renamed])
+    with pytest.raises(KdedgeError, match=r"limited\.yaml has changed since these runs were made"):
+        results.settings(LIMITED, [made[0], load_recipes(LIMITED, ["data.limit=2000"])[-1]])
+
+
+def test_mistakes_are_told_in_a_sentence(results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["results.py", "table", "--runs", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match="nowhere is not a run: it has no run.json"):
+        results.main()

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_export import STAGE, recorded_data
 
 from kdedge.errors import RunError
 from kdedge.store import (
     Run,
     StageRecord,
+    check_place,
     exports_of,
     find_run,
     inside,
@@ -25,6 +27,7 @@ from kdedge.store import (
     newest_run,
     open_run,
     read_document,
+    runs_of,
     save_tensors,
     sha256,
     sweep,
@@ -41,8 +44,8 @@ def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def make_run(folder: Path, **changes: Any) -> Run:
-    fields = {"name": "r", "quick": False, "recipe": {}, "data": {}, "stages": [], "versions": {}, "path": folder}
-    return Run.model_validate(fields | changes)
+    fields = {"name": "r", "quick": False, "recipe": {}, "data": recorded_data(), "stages": [STAGE], "versions": {}}
+    return Run.model_validate(fields | {"path": folder} | changes)
 
 
 def names(folder: Path) -> list[str]:
@@ -256,7 +259,7 @@ def test_damaged_tensors_are_refused(tmp_path: Path) -> None:
 
 def test_a_run_comes_back(tmp_path: Path) -> None:
     stages = [StageRecord(name="fit a", network="a", key="k", folder="stages/fit-a-k")]
-    run = make_run(tmp_path / "r", stages=stages, recipe={"seed": 1}, data={"validation": [1, 2]})
+    run = make_run(tmp_path / "r", stages=stages, recipe={"seed": 1}, data=recorded_data() | {"validation": [1, 2]})
     run.write()
     assert open_run(tmp_path / "r") == run
     assert "path" not in read_document(tmp_path / "r" / "run.json")
@@ -288,6 +291,9 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
         newest_run(tmp_path / "nowhere")
 
 
+WHOLE = json.dumps(make_run(Path()).model_dump(mode="json")).encode()
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -299,7 +305,10 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
         (b"[]", "expected a JSON object, found list"),
         (b"{}", "expected format 1, found nothing. Use the kdedge that wrote it."),
         (b'{"format": 2, "name": "r"}', "expected format 1, found 2. Use the kdedge that wrote it."),
-        (b'{"format": 1}', "is damaged: name: Field required"),
+        (b'{"format": 1}', "is damaged: name: missing"),
+        (WHOLE.replace(b'"data": {', b'"data": {}, "left": {'), "data: missing: calibration, fingerprint, name"),
+        (WHOLE.replace(b'"stages": [', b'"stages": [], "left": ['), "stages: empty"),
+        (WHOLE.replace(b'"quick": false', b'"quick": "slow"'), "quick: did not expect 'slow'"),
     ],
 )
 def test_a_damaged_run_is_named(tmp_path: Path, content: bytes, said: str) -> None:
@@ -370,3 +379,23 @@ def test_the_newest_run_is_the_one_written_last(tmp_path: Path) -> None:
     assert newest_run(tmp_path) == tmp_path / "a"
     make_run(tmp_path / "b", name="b").write()
     assert newest_run(tmp_path) == tmp_path / "b"
+
+
+def test_a_single_run_and_runs_of_variants_or_seeds_do_not_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = "top cannot be a single run and the folder of runs such as .*top/seed0 at once"
+    make_run(tmp_path / "top", name="top").write()
+    check_place(tmp_path / "top")
+    monkeypatch.chdir(tmp_path / "top")
+    assert runs_of(Path()) == [Path()]
+    with pytest.raises(RunError, match=both):
+        check_place(tmp_path / "top" / "seed0")
+    make_run(tmp_path / "top" / "seed0", name="top/seed0").write()
+    with pytest.raises(RunError, match=both):
+        check_place(tmp_path / "top")
+    for name in ("top", "top/seed0"):
+        with pytest.raises(RunError, match=both):
+            runs_of(tmp_path / name)
+    (tmp_path / "top" / "run.json").unlink()
+    assert runs_of(tmp_path / "top") == [tmp_path / "top" / "seed0"]

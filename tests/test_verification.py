@@ -327,7 +327,7 @@ TEACHER = r"teacher\.fp32\.onnx"
         (no_manifest, r"copied is no export: it has no manifest\.json"),
         (no_json, r"manifest\.json cannot be read: Expecting value"),
         (a_list, r"manifest\.json is damaged: expected a JSON object, found list"),
-        (other_shape, r"manifest\.json is damaged: files: Input should be a valid list"),
+        (other_shape, r"manifest\.json is damaged: files: did not expect a mapping"),
         (newer_format, r"manifest\.json: expected format 1, found 2\. Use the kdedge that wrote it\."),
         (no_files, "manifest: the export has no files"),
         (missing, f"{TEACHER} is missing, though the manifest lists it"),

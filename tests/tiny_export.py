@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,9 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 from kdedge.audit import audit
 from kdedge.data.load import load
 from kdedge.manifest import ExportedFile, Manifest, TensorInfo
-from kdedge.store import Run, sha256, write_json
+from kdedge.store import Run, StageRecord, sha256, write_json
 
 PARAMETERS = 100  # told in the manifest; nothing here counts them
+STAGE = StageRecord(name="fit teacher", network="teacher", key="0" * 64, folder="stages/fit-teacher-0000")
 
 
 def labelled_images(n: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -91,7 +93,7 @@ def write_export(run: Path) -> Manifest:
             path = export / f"students.{member}.{precision}.onnx"
             places[f"students.{member}", "member"] = write_image_network(path, pixels(columns), "dense")
         files += [exported(path, *place, precision) for place, path in places.items()]
-    manifest = Manifest(recipe="tiny", files=files)
+    manifest = Manifest(recipe="tiny", files=files, stages={STAGE.name: STAGE.key})
     write_json(export / "manifest.json", manifest.model_dump(mode="json"))
     return manifest
 
@@ -132,16 +134,21 @@ def write_data(folder: Path, n: int) -> Path:
     return folder
 
 
+def recorded_data(fingerprint: str = "0" * 64) -> dict[str, Any]:
+    """What run.json says of the data."""
+    return {"name": "fashion-mnist", "fingerprint": fingerprint, "train": 0, "validation": [], "calibration": []}
+
+
 def write_run(path: Path, data_dir: Path, *, quick: bool = False, rounds: int = 2, seconds: float = 0.02) -> Run:
     """run.json and export of a run that was distilled on the data in `data_dir`."""
     write_export(path)
-    fingerprint = load("fashion-mnist", data_dir).fingerprint
+    recipe = {"name": "tiny", "data": {"name": "fashion-mnist"}, "networks": {"teacher": {"model": "mlp-8"}}}
     run = Run(
         name="tiny",
         quick=quick,
-        recipe={"name": "tiny", "bench": {"threads": 1, "rounds": rounds, "seconds": seconds}},
-        data={"name": "fashion-mnist", "fingerprint": fingerprint},
-        stages=[],
+        recipe=recipe | {"bench": {"threads": 1, "rounds": rounds, "seconds": seconds}},
+        data=recorded_data(load("fashion-mnist", data_dir).fingerprint),
+        stages=[STAGE],
         versions={},
         path=path,
     )

@@ -1,7 +1,7 @@
 """Makes docs/results/*.json from runs, and the pages from those files.
 
-    python tools/results.py table --runs DIR/RECIPE     measured runs of a recipe with variants or seeds -> docs/results/RECIPE.json
-    python tools/results.py print                       docs/results/*.json -> docs/results.md, docs/results/*.md
+    python tools/results.py table --runs DIR/RECIPE [--against VARIANT ...]    measured runs -> docs/results/RECIPE.json
+    python tools/results.py print                                  docs/results/*.json -> docs/results.md, docs/results/*.md
 
 docs/results/fashion_mnist.json is a record of an earlier measurement, of one recipe at a time; nothing writes it any more.
 """
@@ -10,8 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from kdedge.comparison import results, sentences
+from kdedge.errors import KdedgeError, RecipeError
+from kdedge.manifest import read_manifest
+from kdedge.measurements import measurements_of
+from kdedge.recipe import Recipe
+from kdedge.store import open_run, read_document
+from kdedge.variants import load_recipes
+from kdedge.wording import KeyPath, dotted
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "fashion_mnist.json"
@@ -44,11 +56,10 @@ def page(results: Document) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"]:
-        spread = f" ± {row['std']:.2f}" if row["std"] is not None else ""
         paper = f"{row['paper']:.2f}" if row["paper"] is not None else ""
         lines.append(
             f"| {row['system']} | {row['parameters']:,} | {row['precision']} | {', '.join(map(str, row['seeds']))} "
-            f"| {row['mean']:.2f}{spread} | {paper} | {row['seconds']:.0f} |"
+            f"| {_figure(row['mean'], row['std'])} | {paper} | {row['seconds']:.0f} |"
         )
     lines += ["", "## Latency", "", "One thread, batch 1, files interleaved in one process; p50 with its 95% interval."]
     for measured in results["latency"]:
@@ -66,33 +77,96 @@ def page(results: Document) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table(folder: Path) -> Document:
-    """What `kdedge results` says of a recipe's runs, with where it was measured."""
-    from kdedge.comparison import results, sentences
-
-    found = results(folder)
-    first = next(folder.glob("*/bench.json")).parent
-    described, manifest, bench = (_read(first / name) for name in ("run.json", "export/manifest.json", "bench.json"))
+def table(folder: Path, against: Sequence[str] = ()) -> Document:
+    """What `kdedge results` says of a recipe's runs, with where it was measured. Raises KdedgeError."""
+    found = results(folder, *against)
+    if found.quick:
+        raise KdedgeError(f"{folder} was made with --quick: its accuracies mean nothing, so there is no page of them.")
+    measured = measurements_of(folder).measured
+    first = measured[0].path
+    data = open_run(first).data
     return {
-        "data": " as ".join(described["data"][key] for key in ("name", "as") if key in described["data"]),
-        "images": described["data"]["train"],
+        "data": " as ".join(data[key] for key in ("name", "as") if key in data),
+        "images": data["train"],
+        "settings": settings(ROOT / "recipes" / f"{found.recipe}.yaml", [one.recipe for one in measured]),
         **found.model_dump(mode="json", exclude={"rows": {"__all__": {"confusion"}}}),
         "sentences": sentences(found),
-        "device": bench["device"],
-        "versions": manifest["versions"],
+        "device": read_document(first / "bench.json")["device"],
+        "versions": read_manifest(first / "export").versions,
     }
+
+
+def settings(path: Path, made: list[Recipe]) -> list[str]:
+    """The --set arguments with which the recipe at `path` gives the runs that were made.
+
+    Raises KdedgeError when there are none, because the recipe has changed since in what --set cannot say.
+    """
+    described = load_recipes(path)
+    written = {one.variant: _content(one) for one in described}
+    changes: dict[KeyPath, Any] = {}
+    for one in made:
+        if one.variant in written:
+            changes |= dict(_changes(written[one.variant], _content(one)))
+    seeds = sorted({one.seed for one in made})
+    if seeds != sorted({one.seed for one in described}):
+        by_name = made[0].name.endswith(f"seed{made[0].seed}")
+        changes |= {("seeds",): seeds} if by_name else {("seed",): seeds[0]}
+    arguments = [f"{dotted(key)}={v if isinstance(v, str) else json.dumps(v)}" for key, v in changes.items()]
+    try:
+        again = {(one.variant, one.seed): _content(one) for one in load_recipes(path, arguments)}
+    except RecipeError:
+        again = {}
+    if any(again.get((one.variant, one.seed)) != _content(one) for one in made):
+        raise KdedgeError(f"{path} has changed since these runs were made, and not only in what --set can say.")
+    return arguments
+
+
+def _content(recipe: Recipe) -> Document:
+    """What a run is made and measured by."""
+    resolved = recipe.resolved()
+    return {key: resolved[key] for key in ("data", "networks", "deploy", "bench")}
+
+
+def _changes(before: Any, after: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """The paths at which two plain values differ, as deep as they go, with what stands there afterwards."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in before | after:
+            yield from _changes(before.get(key), after.get(key), (*at, key))
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for number, (old, new) in enumerate(zip(before, after, strict=True)):
+            yield from _changes(old, new, (*at, number))
+    elif before != after:
+        yield at, after
 
 
 def table_page(results: Document) -> str:
     """docs/results/RECIPE.md, whole."""
     device, versions = results["device"], results["versions"]
+    name, runs = results["recipe"], f"runs/{results['recipe']}"
+    baselines = dict.fromkeys(one["baseline"] for one in results["differences"])
+    commands = [
+        ["kdedge", "distill", f"recipes/{name}.yaml", *_each("--set", results["settings"])],
+        ["kdedge", "export", runs, "--int8"],
+        ["kdedge", "bench", runs],
+        ["python", "tools/results.py", "table", "--runs", runs, *_each("--against", baselines)],
+    ]
+    timed = " or ".join(
+        f"{one['rounds']} {'rounds' if one['rounds'] > 1 else 'round'} of {one['seconds']:g} s on {one['threads']} "
+        + ("threads" if one["threads"] > 1 else "thread")
+        for one in results["timing"]
+    )
     lines = [
-        f"# {results['recipe']}",
+        f"# {name}",
         "",
-        f"Written by `python tools/results.py print` from [{results['recipe']}.json]({results['recipe']}.json), which `table` made.",
-        f"Recipe: [recipes/{results['recipe']}.yaml](../../recipes/{results['recipe']}.yaml), on {results['data']} with {results['images']:,} training images",
+        f"Written by `python tools/results.py print` from [{name}.json]({name}.json), which these commands made.",
+        f"Recipe: [recipes/{name}.yaml](../../recipes/{name}.yaml), on {results['data']} with {results['images']:,} training images",
         f"and all {results['rows'][0]['n']:,} test images. Mean ± standard deviation over seeds; every accuracy is that of an exported ONNX",
-        "file in ONNX Runtime. Time is the training of that network alone; speed is over the fp32 teacher of the same run.",
+        "file in ONNX Runtime. Time is the training of that network alone; speed is over the fp32 teacher of the same run,",
+        f"every file timed in {timed}.",
+        "",
+        "```sh",
+        *map(shlex.join, commands),
+        "```",
         "",
         f"Machine: {device['cpu']}, {device['cores']} cores, CPU class {device['cpu_class']}. "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -102,14 +176,24 @@ def table_page(results: Document) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"]:
-        spread = f" ± {row['accuracy_sd']:.2f}" if row["accuracy_sd"] is not None else ""
         printed = " ".join(f"{known['accuracy']:g}" for known in row["reference"])
-        speed = f"{row['speedup']:.2f}" if row["speedup"] is not None else ""
+        accuracy, speed = (
+            _figure(row[mean], row[spread])
+            for mean, spread in (("accuracy_mean", "accuracy_sd"), ("speedup", "speedup_sd"))
+        )
         lines.append(
             f"| {row['network']} | {row['variant'] or ''} | {row['parameters']:,} | {row['precision']} "
-            f"| {', '.join(map(str, row['seeds']))} | {row['accuracy_mean']:.2f}{spread} | {printed} | {row['train_s']:.0f} | {speed} |"
+            f"| {', '.join(map(str, row['seeds']))} | {accuracy} | {printed} | {row['train_s']:.0f} | {speed} |"
         )
     return "\n".join([*lines, "", *(f"- {sentence}" for sentence in results["sentences"])]) + "\n"
+
+
+def _each(option: str, values: Iterable[str]) -> list[str]:
+    return [word for value in values for word in (option, value)]
+
+
+def _figure(mean: float | None, spread: float | None) -> str:
+    return "" if mean is None else f"{mean:.2f}" + (f" ± {spread:.2f}" if spread is not None else "")
 
 
 def _read(path: Path) -> Document:
@@ -121,11 +205,16 @@ def main() -> None:
     """Parse the command line and do one of the two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    commands.add_parser("table").add_argument("--runs", type=Path, required=True, metavar="DIR/RECIPE")
+    one = commands.add_parser("table")
+    one.add_argument("--runs", type=Path, required=True, metavar="DIR/RECIPE")
+    one.add_argument("--against", action="append", default=[], metavar="VARIANT")
     commands.add_parser("print")
     arguments = parser.parse_args()
     if arguments.what == "table":
-        document = table(arguments.runs)
+        try:
+            document = table(arguments.runs, arguments.against)
+        except KdedgeError as error:
+            sys.exit(str(error))
         path = RESULTS.with_name(f"{document['recipe']}.json")
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     else:
