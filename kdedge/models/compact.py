@@ -23,4 +23,5 @@ def compact(spec: str) -> nn.Sequential:
 
 BACKBONES = {
     "compact-4": lambda: compact("8 M 16 16 M 32 32 M"),  # C8-M-C16-C16-M-C32-C32-M, one of four
+    "compact-teacher": lambda: compact("32 M 64 64 M 128 128 M"),  # for them to learn from, in minutes
 }
