@@ -61,7 +61,7 @@ def test_the_settings_that_differ_from_the_recipe_are_derived(results: ModuleTyp
 
 def test_the_dataset_is_a_setting_as_well(results: ModuleType) -> None:
     path = ROOT / "recipes" / "slides_mlp.yaml"
-    given = ["data.name=fashion-mnist", "data.limit=9000", "seed=3"]
+    given = ["data.name=fashion-mnist", "data.limit=9000", "seed=3", "reference=[]"]
     made = [one for one in load_recipes(path, given) if one.variant == "hidden300"]
     assert results.settings(path, made) == given
 

@@ -111,6 +111,8 @@ def settings(path: Path, made: list[Recipe]) -> list[str]:
     if seeds != sorted({one.seed for one in described}):
         by_name = made[0].name.endswith(f"seed{made[0].seed}")
         changes |= {("seeds",): seeds} if by_name else {("seed",): seeds[0]}
+    if described[0].reference and not made[0].reference:  # the source's figures are of other images
+        changes[("reference",)] = []
     arguments = [f"{dotted(key)}={v if isinstance(v, str) else json.dumps(v)}" for key, v in changes.items()]
     try:
         again = {(one.variant, one.seed): _content(one) for one in load_recipes(path, arguments)}
