@@ -29,7 +29,6 @@ class BenchRow(BaseModel):
     network: str
     role: str
     precision: str
-    sha256: str  # of the file, so that nobody takes this for a measurement of another one
     threads: int
     batch: int = 1
     n: int  # counted runs, over all rounds
@@ -39,6 +38,7 @@ class BenchRow(BaseModel):
     cold_start_ms: float
     peak_rss_bytes: int  # over the empty runner's
     file_bytes: int
+    sha256: str  # of the file, so that nobody takes this for a measurement of another one
     latency_ms_p50_ci95: Interval | None
     latency_ms_p90_ci95: Interval | None
     latency_ms_p99_ci95: Interval | None
