@@ -40,8 +40,8 @@ def report(folder: Path, data_dir: Path, said: list[str]) -> BenchReport:
 
 def test_there_is_a_row_for_every_file_with_the_promised_keys(report: BenchReport, folder: Path) -> None:
     document = json.loads((folder / "bench.json").read_text())
-    keys = "network role precision sha256 threads batch n latency_ms_p50 latency_ms_p90 latency_ms_p99 cold_start_ms"
-    keys += " peak_rss_bytes file_bytes latency_ms_p50_ci95 latency_ms_p90_ci95 latency_ms_p99_ci95"
+    keys = "network role precision threads batch n latency_ms_p50 latency_ms_p90 latency_ms_p99 cold_start_ms"
+    keys += " peak_rss_bytes file_bytes sha256 latency_ms_p50_ci95 latency_ms_p90_ci95 latency_ms_p99_ci95"
     keys += " speedup speedup_ci95 round_p50_ms settled"
     assert all(list(row) == keys.split() for row in document["rows"])
     files = json.loads((folder / "export" / "manifest.json").read_text())["files"]
