@@ -138,6 +138,15 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "copied")
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As `work` has it: the bits of sums depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def stage_folder(runs: Path, name: str) -> Path:
     return open_run(runs / "tiny").stage(name)
 
@@ -614,6 +623,7 @@ def test_a_teacher_that_was_changed_teaches_nobody(copied: Path, finished: Path,
     assert trained(copied) == trained(finished)
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("damaged", ["stages/fit-teacher-*", "targets/*"])
 def test_what_is_damaged_in_another_run_is_made_anew(
     copied: Path, finished: Path, data_dir: Path, damaged: str
