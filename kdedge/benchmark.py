@@ -21,9 +21,9 @@ from kdedge.manifest import ExportedFile, check_file, read_manifest
 from kdedge.recipe_reader import resolved_recipe
 from kdedge.statistics import quantile, quantile_interval
 from kdedge.store import Run, lock, open_run, write_json
-from kdedge.validate import job_file, job_path, measure, put_array, save_predictions
+from kdedge.validate import Known, job_file, job_path, measure, put_array, save_predictions
 
-__all__ = ["BenchReport", "bench", "rows_for_print"]
+__all__ = ["BenchReport", "Known", "bench", "rows_for_print"]
 
 IMAGES = 64  # of the test split, in turn: one and the same would flatter branch predictor and caches
 MIN_RUNS = 100  # of a file in a round, however slow it is
@@ -36,15 +36,16 @@ def bench(
     device: str = "cpu",
     threads: int | None = None,
     data_dir: Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+    known: Known | None = None,
 ) -> BenchReport:
     """Measure the run's export on `device`; write validation.json, predictions.npz and bench.json into the run.
 
-    `threads` wins over the recipe's; `progress` gets a line before each step. Raises RunError, DataError, DeviceError.
+    `threads` wins over the recipe's; `progress` gets a line before each step. Calls that are given the same `known`, empty at
+    first, measure the accuracy of a file that their runs share once. Raises RunError, DataError, DeviceError.
     """
     devices.find(device)
     run = run if isinstance(run, Run) else open_run(Path(run))
-    say = progress or (lambda line: None)
     settings = resolved_recipe(run.recipe, str(run.path / "run.json")).bench
     threads, rounds = threads or settings.threads, settings.rounds
     with lock(run.path), tempfile.TemporaryDirectory(prefix="kdedge-bench-") as folder:
@@ -55,9 +56,8 @@ def bench(
                 f"{export} holds other weights than the run has now. Export again: kdedge export {run.path} --int8"
             )
         files, data = manifest.files, load_recorded(run.data, data_dir)
-
-        say(f"accuracy on {len(data.test_labels):,} test images")
-        validation = measure(export, data.test_images, data.test_labels, split="test", device=device)
+        progress(f"accuracy on {len(data.test_labels):,} test images")
+        validation = measure(export, data.test_images, data.test_labels, split="test", device=device, known=known)
         save_predictions(run.path / "predictions.npz", validation, data.test_labels)
         write_json(run.path / "validation.json", validation.model_dump(mode="json"))
 
@@ -67,13 +67,13 @@ def bench(
         turns = job | {"task": "latency", "seconds": settings.seconds, "min_runs": MIN_RUNS, "files": job_files}
         timed = []
         for i in range(rounds):
-            say(f"latency of {len(files)} files, round {i + 1} of {rounds}")
+            progress(f"latency of {len(files)} files, round {i + 1} of {rounds}")
             timed.append(answer := devices.ask(device, turns, sent, LatencyAnswer))
             if [file.name for file in answer.files] != [file["name"] for file in job_files]:
                 raise DeviceError(f"{device}: the runner answered for other files than it was asked for")
 
         repeats = 1 if run.quick else min(COLD_STARTS, rounds)
-        say(f"cold start and memory of {len(files)} files, runs of each: {repeats}")
+        progress(f"cold start and memory of {len(files)} files, runs of each: {repeats}")
         empty = _cold(device, job, [], sent, repeats)
         cold = [_cold(device, job, [file], sent, repeats) for file in job_files]
 

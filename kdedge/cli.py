@@ -210,12 +210,13 @@ def export(run: Path | None, int8: bool, runs: Path, data_dir: Path | None, as_j
 
     folder = find_run(run, runs)
     from kdedge.deployment import export, rows_to_print
+    from kdedge.validate import Known
 
-    refused, documents = [], []
+    refused, documents, known = [], [], Known()
     for one in (found := runs_of(folder)):
         try:
             with progress() as shown:
-                manifest = export(one, int8=int8, data_dir=data_dir, progress=shown)
+                manifest = export(one, int8=int8, data_dir=data_dir, progress=shown, known=known)
         except GateError as error:  # the other runs are exported all the same
             refused.append(str(error))
             documents.append(read_manifest(one / "export").model_dump(mode="json"))
@@ -243,17 +244,17 @@ def export(run: Path | None, int8: bool, runs: Path, data_dir: Path | None, as_j
 @JSON
 def bench(run: Path | None, device: str, threads: int | None, runs: Path, data_dir: Path | None, as_json: bool) -> None:
     """Measure accuracy, latency, start-up and memory of the exported files, on the device."""
-    from kdedge.benchmark import bench, rows_for_print
+    from kdedge.benchmark import Known, bench, rows_for_print
     from kdedge.progress import progress
     from kdedge.store import find_run, runs_of
 
     folder = find_run(run, runs)
-    documents = []
+    documents, known = [], Known()
     for one in (found := runs_of(folder)):
         if len(found) > 1 and not as_json:
             click.echo(click.style(one.relative_to(folder).as_posix(), bold=True))
         with progress() as shown:
-            report = bench(one, device=device, threads=threads, data_dir=data_dir, progress=shown.note)
+            report = bench(one, device=device, threads=threads, data_dir=data_dir, progress=shown.note, known=known)
         documents.append(report.model_dump(mode="json"))
         if not as_json:
             _print_table(*rows_for_print(report))

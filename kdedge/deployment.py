@@ -32,26 +32,28 @@ from kdedge.quantize.layers import in_float, rounded, with_rounded_biases
 from kdedge.recipe import Recipe
 from kdedge.recipe_reader import resolved_recipe
 from kdedge.store import Run
-from kdedge.validate import gate, measure
+from kdedge.validate import Known, gate, measure
 
 COMPARED_IMAGES = 2000  # validation images on which what was trained quantized is compared with its int8 file
 
 
 def export(
-    run: Run | Path | str, *, int8: bool = True, data_dir: Path | None = None, progress: Quiet | None = None
+    run: Run | Path | str,
+    *,
+    int8: bool = True,
+    data_dir: Path | None = None,
+    progress: Quiet | None = None,
+    known: Known | None = None,
 ) -> Manifest:
     """Write the run's teacher, members, heads and merged networks to RUN/export, then measure what was written.
 
-    Raises GateError when an int8 file lost more accuracy on the validation split than the recipe allows: the files and
+    Calls that are given the same `known`, empty at first, measure a file that their runs share once. Raises GateError when an int8 file lost more accuracy on the validation split than the recipe allows: the files and
     the manifest are left, and say so. Raises RunError when the run is unfinished or damaged.
     """
     progress = progress or Quiet()
     run = run if isinstance(run, Run) else store.open_run(Path(run))
     recipe = resolved_recipe(run.recipe, str(run.path / "run.json"))
-    networks = [
-        (name, role, finished_network(run, recipe, name, _last_stage(run, name)).with_one_head())
-        for name, role in roles(recipe)
-    ]
+    networks = [(name, role, _finished(run, recipe, name)) for name, role in roles(recipe)]
     dataset = load_recorded(run.data, data_dir)
     calibration = torch.from_numpy(dataset.train_images[run.data["calibration"]])
     validation = dataset.train_images[run.data["validation"]], dataset.train_labels[run.data["validation"]]
@@ -74,19 +76,15 @@ def export(
             manifest.files += _write(folder, piece, calibration, compared, dataset.info, int8)
         progress.update("export", len(pieces), len(pieces), f"{len(manifest.files)} files")
         progress.finish()
-        for file in manifest.files:
-            if file.agreement_with_torch is not None:
-                said = (
-                    f"the class that training gives it on {file.agreement_with_torch:.2f}% of {len(compared):,} images"
-                )
-                progress.note(f"{file.path}: {said}, logits within {file.difference_to_torch:.3g}")
+        for note in _agreements(manifest, len(compared)):
+            progress.note(note)
         if int8:
             quantized = [file for file in manifest.files if file.precision == "int8"]
             for file, float_nodes in zip(quantized, audit(folder, quantized)[1], strict=True):
                 file.float_nodes = float_nodes
         store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
         progress.note(f"measuring {len(manifest.files)} files on {len(validation[1]):,} validation images")
-        measured = measure(folder, *validation, split="validation")
+        measured = measure(folder, *validation, split="validation", known=known)
         manifest.accuracy = measured.rows
         manifest.gates = gate(measured, recipe.deploy.int8.max_drop_points) if int8 else []
         store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
@@ -97,6 +95,14 @@ def export(
             + f"\nThe files are in {run.path / 'export'}; ship the fp32 files, or train longer and export again."
         )
     return manifest
+
+
+def _agreements(manifest: Manifest, images: int) -> Iterator[str]:
+    """How near the files of what was trained quantized are to torch."""
+    for file in manifest.files:
+        if file.agreement_with_torch is not None:
+            said = f"the class that training gives it on {file.agreement_with_torch:.2f}% of {images:,} images"
+            yield f"{file.path}: {said}, logits within {file.difference_to_torch:.3g}"
 
 
 def roles(recipe: Recipe) -> list[tuple[str, Role]]:
@@ -216,9 +222,10 @@ def _describe(
     )
 
 
-def _last_stage(run: Run, network: str) -> str:
-    """Name of the stage that gave `network` its final weights."""
-    return [record.name for record in run.stages if record.network == network][-1]
+def _finished(run: Run, recipe: Recipe, name: str) -> Network:
+    """The network with the weights that the last of its stages gave it."""
+    last = [record.name for record in run.stages if record.network == name][-1]
+    return finished_network(run, recipe, name, last).with_one_head()
 
 
 def rows_to_print(manifest: Manifest) -> tuple[list[str], list[list[str]]]:

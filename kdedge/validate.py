@@ -10,6 +10,7 @@ import io
 import re
 import tempfile
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,13 @@ class Graph:
     def name(self) -> str:
         """What identifies it within an export."""
         return f"{self.network} {self.role} {self.precision}"
+
+
+class Known(dict[tuple[str, ...], devices.GraphAnswer]):
+    """What devices said, by the hashes of images and labels, the device, and the hashes of a graph's files.
+
+    The runs of a recipe share their teacher: it is measured once for all of them.
+    """
 
 
 class Validation(BaseModel):
@@ -98,34 +106,32 @@ def measure(
     split: str,
     device: str = "cpu",
     threads: int = 2,
+    known: Known | None = None,
 ) -> Validation:
     """Accuracy of every graph of the export folder on `device`: images uint8 [n, C, H, W], labels integer [n].
 
-    Raises RunError when a file is not the one of the manifest, DeviceError when the device cannot do it.
+    What is in `known` is not measured again, and what is measured is put there. Raises RunError when a file is not the one
+    of the manifest, DeviceError when the device cannot do it.
     """
     wanted = graphs(read_manifest(export))
+    known = Known() if known is None else known
     files = {job_path(file): check_file(export, file) for graph in wanted for file in _files(graph)}
     with tempfile.TemporaryDirectory(prefix="kdedge-validate-") as folder:
-        job = {
-            "task": "accuracy",
-            "threads": threads,
-            "batch": BATCH,
+        arrays = {
             "images": put_array(Path(folder) / "images.npy", images, files),
             "labels": put_array(Path(folder) / "labels.npy", labels, files),
-            "graphs": [
-                {
-                    "name": graph.name,
-                    "members": [job_file(file) for file in graph.members],
-                    "head": job_file(graph.head) if graph.head else None,
-                }
-                for graph in wanted
-            ],
         }
+        on = *(array["sha256"] for array in arrays.values()), device
+        keys = [(*on, *(file.sha256 for file in _files(graph))) for graph in wanted]
+        asked = {key: graph for key, graph in zip(keys, wanted, strict=True) if key not in known}
+        job = {"task": "accuracy", "threads": threads, "batch": BATCH, "graphs": _job_graphs(asked.values()), **arrays}
         answer = devices.ask(device, job, files, devices.AccuracyAnswer)
-    if [graph.name for graph in answer.graphs] != [graph.name for graph in wanted]:
+    if [graph.name for graph in answer.graphs] != [graph.name for graph in asked.values()]:
         raise DeviceError(f"{device}: the runner answered for other files than it was asked for")
+    known |= zip(asked, answer.graphs, strict=True)
     validation = Validation(device=answer.device, rows=[])
-    for graph, said in zip(wanted, answer.graphs, strict=True):
+    for key, graph in zip(keys, wanted, strict=True):
+        said = known[key]
         right = _right(f"{device}: {graph.name}", said, labels)
         n, correct = len(right), int(right.sum())
         low, high = wilson(correct, n)
@@ -214,6 +220,17 @@ def _judge(validation: Validation, network: str, role: str, max_drop_points: flo
 
 def _files(graph: Graph) -> tuple[ExportedFile, ...]:
     return (*graph.members, graph.head) if graph.head else graph.members
+
+
+def _job_graphs(asked: Iterable[Graph]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": graph.name,
+            "members": [job_file(file) for file in graph.members],
+            "head": job_file(graph.head) if graph.head else None,
+        }
+        for graph in asked
+    ]
 
 
 def job_path(file: ExportedFile) -> str:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_export import exported, labelled_images, pixels, write_export, write_image_network
+from tiny_export import exported, labelled_images, pixels, write_export, write_head, write_image_network
 
 from kdedge.errors import DeviceError, GateError, RunError
 from kdedge.manifest import GateResult, Manifest
 from kdedge.statistics import wilson
 from kdedge.store import write_json
-from kdedge.validate import Validation, gate, graphs, measure
+from kdedge.validate import Known, Validation, gate, graphs, measure
 
 N = 500
 
@@ -184,6 +184,46 @@ def test_a_manifest_cannot_reach_out_of_the_export(tmp_path: Path) -> None:
     write_json(tmp_path / "export" / "manifest.json", found.model_dump(mode="json"))
     with pytest.raises(RunError, match="leads out of"):
         measure(tmp_path / "export", *labelled_images(10), split="test")
+
+
+def test_files_that_exports_share_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known are files on images: others of either, or another device, are measured."""
+    from kdedge.devices import DEVICES, local
+
+    asked: list[str] = []
+
+    def heard(job: Any, files: Any) -> dict[str, Any]:
+        asked.extend(graph["name"] for graph in job["graphs"])
+        return local.run(job, files)
+
+    def newly_asked(export: Path, n: int = 10, device: str = "heard") -> list[str]:
+        asked.clear()
+        given = measure(export, *labelled_images(n), split="test", device=device, known=known)
+        plain = measure(export, *labelled_images(n), split="test")
+        assert given.rows == plain.rows and given.device["cpu"] == plain.device["cpu"]
+        assert all(np.array_equal(given._predictions[name], plain._predictions[name]) for name in plain._predictions)
+        return asked
+
+    for device in ("heard", "other"):
+        monkeypatch.setitem(DEVICES, device, heard)
+    known = Known()
+    export = tmp_path / "export"
+    write_export(tmp_path)
+    every = graphs(manifest(tmp_path))
+    everything = list(
+        {tuple(file.sha256 for file in (*one.members, one.head) if file): one.name for one in every}.values()
+    )
+    assert newly_asked(export) == everything
+    assert newly_asked(export) == []
+    assert newly_asked(export, n=11) == everything
+    assert newly_asked(export, device="other") == everything
+
+    head = write_head(export / "head.fp32.onnx", np.eye(10, dtype=np.float32)[::-1])
+    found = manifest(tmp_path)
+    place = next(i for i, file in enumerate(found.files) if file.path == head.name)
+    found.files[place] = exported(head, "students", "head", "fp32")
+    write_json(export / "manifest.json", found.model_dump(mode="json"))
+    assert newly_asked(export) == ["students head fp32"]
 
 
 @pytest.mark.parametrize(
