@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
-from exporters.float32 import OPSET, PIXELS, ExportError, PixelScale, fold_batch_norm, from_pixels, to_graph
+from exporters.float32 import (
+    OPSET,
+    PIXELS,
+    ExportError,
+    PixelScale,
+    fold_batch_norm,
+    from_pixels,
+    to_graph,
+    with_weights,
+)
 from exporters.int8 import DIRECT_FILTERS, quantize, quantize_trained
 from exporters.parity import check, check_trained
 from kdedge import store
@@ -129,6 +140,15 @@ class _Piece:
     gives: str  # "dense" or "logits"
     calibrate: Network | None = None  # of a head: the network whose dense vectors it takes, instead of images
     bits: int | None = None  # of weights that were trained quantized
+    traced: dict[Precision, onnx.ModelProto] = field(default_factory=dict)  # shared by members with equal layers
+
+    def graph(self, precision: Precision, module: nn.Module, example: Tensor) -> onnx.ModelProto:
+        """The graph of `module`, the form that this piece takes in a precision."""
+        if precision in self.traced:
+            return with_weights(self.traced[precision], module)
+        name = PIXELS if self.calibrate is None else "dense"
+        self.traced[precision] = to_graph(module, example, name, self.gives)
+        return self.traced[precision]
 
     def takes(self, images: Tensor, info: DatasetInfo) -> tuple[Tensor, Tensor]:
         """What the file takes for `images`, uint8 [n, C, H, W], and what the module takes."""
@@ -149,9 +169,11 @@ def _pieces(name: str, role: Role, network: Network, recipe: Recipe) -> Iterator
     quantize = recipe.networks[name].quantize
     bits = None if quantize is None else quantize.weights
     if role == "merged" and recipe.networks[name].is_group:
+        views, traced = recipe.views(name), defaultdict[Any, dict[Precision, onnx.ModelProto]](dict)
         for number, member in enumerate(network.members):
-            yield _Piece(f"{name}.{number}", "member", member, "dense", bits=bits)
-        yield _Piece(name, "head", network.head, "logits", network, bits)
+            layers = network.models[number], views[number]
+            yield _Piece(f"{name}.{number}", "member", member, "dense", bits=bits, traced=traced[layers])
+        yield _Piece(name, "head", network.head, "logits", calibrate=network, bits=bits)
     yield _Piece(name, role, network, "logits", bits=bits)
 
 
@@ -161,11 +183,10 @@ def _write(
     """Write a piece in fp32 and, if wanted, int8: calibrated on `images`, uint8 [n, C, H, W], or, if it was trained quantized,
     with its own scales, and then compared with the network in torch on the images `compared`."""
     pixels = PixelScale(info.mean, pixel_scale(info)) if piece.calibrate is None else None
-    name = "dense" if pixels is None else PIXELS
     given, inputs = piece.takes(images, info)
     plain = piece.module if piece.bits is None else in_float(piece.module)
     try:
-        graph = to_graph(_for_device(piece, plain, inputs[:2]), inputs[:2], name, piece.gives)
+        graph = piece.graph("fp32", _for_device(piece, plain, inputs[:2]), inputs[:2])
         whole = from_pixels(graph, pixels, info.shape) if pixels else graph
         path = folder / piece.file_name("fp32")
         store.write_bytes(path, whole.SerializeToString(deterministic=True))
@@ -176,10 +197,10 @@ def _write(
         if piece.bits is None:
             if isinstance(plain, Network) and len(plain.members) > 1:
                 apart = _for_device(piece, plain, inputs[:2], DIRECT_FILTERS)
-                graph = to_graph(apart, inputs[:2], name, piece.gives)
+                graph = piece.graph("int8", apart, inputs[:2])
             whole = quantize(graph, np.ascontiguousarray(inputs.numpy()), pixels, info.shape)
         else:
-            graph = to_graph(rounded(piece.module), inputs[:2], name, piece.gives)
+            graph = piece.graph("int8", rounded(piece.module), inputs[:2])
             whole = quantize_trained(graph, LIMITS[piece.bits], pixels, info.shape)
         store.write_bytes(path, whole.SerializeToString(deterministic=True))
         measured = {} if piece.bits is None else _compared(path, piece, compared, info)

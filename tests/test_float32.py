@@ -14,7 +14,7 @@ import torch
 from random_networks import answers, data_of, images, network, pixels_of
 from torch import nn
 
-from exporters.float32 import OPSET, ExportError, fold_batch_norm, from_pixels, to_graph
+from exporters.float32 import OPSET, ExportError, fold_batch_norm, from_pixels, to_graph, with_weights
 from kdedge.data.batches import normalise
 from kdedge.data.catalog import DATASETS, DatasetInfo
 
@@ -54,6 +54,26 @@ def test_every_family_computes_in_onnxruntime_what_it_computes_in_torch(models: 
     assert [axis.dim_param or axis.dim_value for axis in image.shape.dim] == ["batch", *info.shape]
     assert (graph.graph.output[0].name, logits.elem_type) == ("logits", onnx.TensorProto.FLOAT)
     assert [axis.dim_param or axis.dim_value for axis in logits.shape.dim] == ["batch", 10]
+
+
+@pytest.mark.parametrize("model", ["tcn-student-4", "vgg-student-8", "resnet-1-1-0-0"])
+def test_a_graph_with_other_weights_is_the_graph_of_their_network(model: str) -> None:
+    example = normalise(images(2, data_of(model)), data_of(model))
+    first, second = (network(model, seed=seed) for seed in (1, 2))
+    graph, other = (to_graph(module, example, "pixels", "logits") for module in (first, second))
+    before = graph.SerializeToString(deterministic=True)
+    assert before != other.SerializeToString(deterministic=True)
+    assert with_weights(graph, second).SerializeToString(deterministic=True) == other.SerializeToString(
+        deterministic=True
+    )
+    assert graph.SerializeToString(deterministic=True) == before
+
+
+def test_weights_that_have_no_place_in_the_graph_are_named() -> None:
+    graph = to_graph(nn.Sequential(nn.Linear(4, 3)), torch.zeros(2, 4), "pixels", "logits")
+    for other, missing in ((nn.Linear(4, 2), r"0\.weight, 0\.bias"), (nn.Linear(5, 3), r"0\.weight")):
+        with pytest.raises(ExportError, match=f"^the graph of another network has no place for {missing}$"):
+            with_weights(graph, nn.Sequential(other))
 
 
 def test_export_leaves_the_module_as_it_was() -> None:
