@@ -22,6 +22,7 @@ from kdedge.recipe_reader import resolved_recipe
 from kdedge.statistics import quantile, quantile_interval
 from kdedge.store import Run, lock, open_run, write_json
 from kdedge.validate import Known, job_file, job_path, measure, put_array, save_predictions
+from kdedge.variants import QUICK_IMAGES
 
 __all__ = ["BenchReport", "Known", "bench", "rows_for_print"]
 
@@ -49,16 +50,16 @@ def bench(
     settings = resolved_recipe(run.recipe, str(run.path / "run.json")).bench
     threads, rounds = threads or settings.threads, settings.rounds
     with lock(run.path), tempfile.TemporaryDirectory(prefix="kdedge-bench-") as folder:
-        export = run.path / "export"
-        manifest = read_manifest(export)
+        manifest = read_manifest(export := run.path / "export")
         if manifest.stages != {stage.name: stage.key for stage in run.stages}:
-            raise RunError(
-                f"{export} holds other weights than the run has now. Export again: kdedge export {run.path} --int8"
-            )
+            again = f"Export again: kdedge export {run.path} --int8"
+            raise RunError(f"{export} holds other weights than the run has now. {again}")
         files, data = manifest.files, load_recorded(run.data, data_dir)
-        progress(f"accuracy on {len(data.test_labels):,} test images")
-        validation = measure(export, data.test_images, data.test_labels, split="test", device=device, known=known)
-        save_predictions(run.path / "predictions.npz", validation, data.test_labels)
+        n = QUICK_IMAGES if run.quick else len(data.test_labels)
+        images, labels = data.test_images[:n], data.test_labels[:n]
+        progress(f"accuracy on {len(labels):,} test images")
+        validation = measure(export, images, labels, split="test", device=device, known=known)
+        save_predictions(run.path / "predictions.npz", validation, labels)
         write_json(run.path / "validation.json", validation.model_dump(mode="json"))
 
         sent = {job_path(file): check_file(export, file) for file in files}

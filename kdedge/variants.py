@@ -44,7 +44,7 @@ def _run_of(recipe: Recipe, variant: str | None, seed: int | None) -> Recipe:
     )
 
 
-QUICK_IMAGES, QUICK_EPOCHS, QUICK_STEPS, QUICK_DROP_POINTS = 1024, 2, 10, 5.0
+QUICK_IMAGES, QUICK_EPOCHS, QUICK_STEPS, QUICK_DROP_POINTS = 1024, 2, 10, 10.0
 
 
 def quick(recipe: Recipe) -> Recipe:
@@ -63,12 +63,15 @@ def quick(recipe: Recipe) -> Recipe:
             made = made.model_copy(update=fewer)
         fit = network.fit.model_copy(update={"epochs": min(network.fit.epochs, QUICK_EPOCHS)})
         networks[name] = network.model_copy(update={"fit": fit, "head": head, "impressions": made})
-    limit = min(recipe.data.limit or math.inf, QUICK_IMAGES)
+    data = {
+        "limit": min(recipe.data.limit or math.inf, QUICK_IMAGES),
+        "validation": min(recipe.data.validation, QUICK_IMAGES),
+    }
     bench = {"rounds": min(recipe.bench.rounds, 2), "seconds": min(recipe.bench.seconds, 0.1)}
     gate = Int8(max_drop_points=max(recipe.deploy.int8.max_drop_points, QUICK_DROP_POINTS))
     return recipe.model_copy(
         update={
-            "data": recipe.data.model_copy(update={"limit": limit}),
+            "data": recipe.data.model_copy(update=data),
             "networks": networks,
             "deploy": recipe.deploy.model_copy(update={"int8": gate}),
             "bench": recipe.bench.model_copy(update=bench),

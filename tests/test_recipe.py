@@ -174,15 +174,16 @@ def test_momentum_is_written_out_for_sgd_only() -> None:
 def test_quick_makes_it_small() -> None:
     recipe = parse_recipe(TCN4)
     small = quick(recipe)
-    assert (small.data.limit, small.data.validation) == (1024, 5000)
+    assert (small.data.limit, small.data.validation) == (1024, 1024)
     assert [network.fit.epochs for network in small.networks.values()] == [2, 2]
     assert small.networks["students"].head is not None
     assert small.networks["students"].head.fine_tune_epochs == 2
     assert small.bench.rounds == 2 and small.bench.seconds < 1
-    assert small.deploy.int8.max_drop_points == 5
+    assert small.deploy.int8.max_drop_points == 10
     assert recipe.networks["teacher"].fit.epochs == 12
     assert resolved_recipe(small.resolved()) == small
     assert quick(parse_recipe(TCN4, overrides=["data.limit=100"])).data.limit == 100
+    assert quick(parse_recipe(TCN4, overrides=["data.validation=100"])).data.validation == 100
 
 
 def test_reading_imports_neither_torch_nor_numpy() -> None:
