@@ -116,6 +116,7 @@ def _graph(name: str, digits: str) -> onnx.GraphProto:
 
 def _float_nodes(graph: onnx.GraphProto) -> list[str]:
     import onnx
+    from onnx import helper
 
     integer = {initializer.name for initializer in graph.initializer if initializer.data_type != onnx.TensorProto.FLOAT}
     integer |= {value.name for value in graph.input if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT}
@@ -128,7 +129,9 @@ def _float_nodes(graph: onnx.GraphProto) -> list[str]:
         )
         if not fused and node.op_type not in _CHANGES:
             gives_integer = not integer.isdisjoint(node.input[:1])
-            if not gives_integer:
+            if node.op_type == "Cast":
+                gives_integer = helper.get_node_attr_value(node, "to") != onnx.TensorProto.FLOAT
+            elif not gives_integer:
                 in_float.append(f"{node.name} ({node.op_type})")
         if gives_integer:
             integer.update(node.output)

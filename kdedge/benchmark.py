@@ -24,7 +24,7 @@ from kdedge.store import Run, lock, open_run, write_json
 from kdedge.validate import Known, job_file, job_path, measure, put_array, save_predictions
 from kdedge.variants import QUICK_IMAGES
 
-__all__ = ["BenchReport", "Known", "bench", "rows_for_print"]
+__all__ = ["BenchReport", "bench", "rows_for_print"]
 
 IMAGES = 64  # of the test split, in turn: one and the same would flatter branch predictor and caches
 MIN_RUNS = 100  # of a file in a round, however slow it is

@@ -45,7 +45,8 @@ from kdedge.recipe_reader import resolved_recipe
 from kdedge.store import Run
 from kdedge.validate import Known, gate, measure
 
-COMPARED_IMAGES = 2000  # validation images on which what was trained quantized is compared with its int8 file
+CHECKED_IMAGES = 250  # validation images on which a float32 file is held against its network in torch
+COMPARED_IMAGES = 2000  # those on which an int8 file is held against its simulation in torch
 
 
 def export(
@@ -109,10 +110,12 @@ def export(
 
 
 def _agreements(manifest: Manifest, images: int) -> Iterator[str]:
-    """How near the files of what was trained quantized are to torch."""
+    """How near the files of what was trained quantized are to its simulation in torch, with biases in integers."""
     for file in manifest.files:
         if file.agreement_with_torch is not None:
-            said = f"the class that training gives it on {file.agreement_with_torch:.2f}% of {images:,} images"
+            said = (
+                f"the class that its simulation in torch gives on {file.agreement_with_torch:.2f}% of {images:,} images"
+            )
             yield f"{file.path}: {said}, logits within {file.difference_to_torch:.3g}"
 
 
@@ -142,12 +145,15 @@ class _Piece:
     bits: int | None = None  # of weights that were trained quantized
     traced: dict[Precision, onnx.ModelProto] = field(default_factory=dict)  # shared by members with equal layers
 
+    @property
+    def input_name(self) -> str:
+        return PIXELS if self.calibrate is None else "dense"
+
     def graph(self, precision: Precision, module: nn.Module, example: Tensor) -> onnx.ModelProto:
         """The graph of `module`, the form that this piece takes in a precision."""
         if precision in self.traced:
             return with_weights(self.traced[precision], module)
-        name = PIXELS if self.calibrate is None else "dense"
-        self.traced[precision] = to_graph(module, example, name, self.gives)
+        self.traced[precision] = to_graph(module, example, self.input_name, self.gives)
         return self.traced[precision]
 
     def takes(self, images: Tensor, info: DatasetInfo) -> tuple[Tensor, Tensor]:
@@ -183,10 +189,11 @@ def _write(
     """Write a piece in fp32 and, if wanted, int8: calibrated on `images`, uint8 [n, C, H, W], or, if it was trained quantized,
     with its own scales, and then compared with the network in torch on the images `compared`."""
     pixels = PixelScale(info.mean, pixel_scale(info)) if piece.calibrate is None else None
-    given, inputs = piece.takes(images, info)
+    given, inputs = piece.takes(compared[:CHECKED_IMAGES], info)
+    example = inputs[:2]
     plain = piece.module if piece.bits is None else in_float(piece.module)
     try:
-        graph = piece.graph("fp32", _for_device(piece, plain, inputs[:2]), inputs[:2])
+        graph = piece.graph("fp32", _for_device(piece, plain, example), example)
         whole = from_pixels(graph, pixels, info.shape) if pixels else graph
         path = folder / piece.file_name("fp32")
         store.write_bytes(path, whole.SerializeToString(deterministic=True))
@@ -196,11 +203,12 @@ def _write(
         path = folder / piece.file_name("int8")
         if piece.bits is None:
             if isinstance(plain, Network) and len(plain.members) > 1:
-                apart = _for_device(piece, plain, inputs[:2], DIRECT_FILTERS)
-                graph = piece.graph("int8", apart, inputs[:2])
-            whole = quantize(graph, np.ascontiguousarray(inputs.numpy()), pixels, info.shape)
+                graph = piece.graph("int8", _for_device(piece, plain, example, DIRECT_FILTERS), example)
+            _, samples = piece.takes(images, info)
+            whole = quantize(graph, np.ascontiguousarray(samples.numpy()), pixels, info.shape)
         else:
-            graph = piece.graph("int8", rounded(piece.module), inputs[:2])
+            # Not `piece.graph`: the ranges of what its layers take are constants of this graph, not weights.
+            graph = to_graph(rounded(piece.module), example, piece.input_name, piece.gives)
             whole = quantize_trained(graph, LIMITS[piece.bits], pixels, info.shape)
         store.write_bytes(path, whole.SerializeToString(deterministic=True))
         measured = {} if piece.bits is None else _compared(path, piece, compared, info)

@@ -203,6 +203,8 @@ def _judge(validation: Validation, network: str, role: str, max_drop_points: flo
         )
     drop = paired_drop(fp32, int8)
     passed = drop.upper_points <= max_drop_points  # false for nan
+    least = paired_drop(fp32, fp32).upper_points  # what as many images show at best
+    few = f"; {drop.n} images cannot show less than {least:.2f}, keep more for validation" if least > max_drop_points else ""
     return GateResult(
         network=network,
         role=role,
@@ -214,7 +216,7 @@ def _judge(validation: Validation, network: str, role: str, max_drop_points: flo
         only_int8=drop.only_candidate,
         n=drop.n,
         reason=f"{name}: int8 drops by {drop.points:.2f} points on {drop.n} images, with an upper 95% bound of "
-        f"{drop.upper_points:.2f}; {max_drop_points:g} are allowed",
+        f"{drop.upper_points:.2f}; {max_drop_points:g} are allowed{few}",
     )
 
 

@@ -84,6 +84,7 @@ def _verify(folder: Path, data_dir: Path | None, say: Callable[[str], None]) -> 
     problems = [
         *_more_in_float(folder, manifest, device, float_nodes),
         *(f"{folder}: its export was refused: {gate.reason}" for gate in manifest.gates if not gate.passed),
+        *_never_judged(manifest),
         *_other_accuracies(manifest, measured),
     ]
     if problems:
@@ -152,6 +153,14 @@ def _more_in_float(
             )
 
 
+def _never_judged(manifest: Manifest) -> Iterator[str]:
+    """Each int8 graph that no gate let pass or refused."""
+    judged = {(gate.network, gate.role) for gate in manifest.gates}
+    for graph in graphs(manifest):
+        if graph.precision == "int8" and (graph.network, graph.role) not in judged:
+            yield f"manifest: {graph.name} was never held against float32 by a gate. Export again."
+
+
 def _some(nodes: list[str]) -> str:
     return shorten(", ".join(nodes)) or "no node"
 
@@ -165,11 +174,16 @@ def _other_accuracies(manifest: Manifest, measured: list[ValidationRow]) -> Iter
             yield f"manifest: {name}: there is no accuracy on the {here.n:,} validation images. Export again."
             continue
         images = abs(before.correct - here.correct), abs(before.accuracy - here.accuracy) * here.n / 100
-        if not all(other < max(1, here.n // OTHER_CPU) + 0.5 for other in images):  # false for nan
+        if not all(other < _may_differ(here.n) + 0.5 for other in images):  # false for nan
             yield (
                 f"{name}: {here.accuracy:.2f}% of {here.n:,} validation images are right on {here.cpu_class}, the "
                 f"manifest says {before.accuracy:.2f}%, measured on {before.cpu_class}"
             )
+
+
+def _may_differ(n: int) -> int:
+    """Of n images, those on which another CPU, which rounds otherwise, may say something else."""
+    return max(1, n // OTHER_CPU)
 
 
 def _place(one: ExportedFile | ValidationRow) -> tuple[str, str, str]:
@@ -187,7 +201,9 @@ def _notes(folder: Path, manifest: Manifest, images: _Images | str) -> list[str]
         notes.append(f"Their accuracy was not measured. {images}")
     else:
         n = len(images[1])
-        notes.append(f"Their accuracy on {n:,} validation images is that of the manifest, to 1 image in {OTHER_CPU:,}.")
+        notes.append(
+            f"Their accuracy on {n:,} validation images is that of the manifest, but for {_may_differ(n)} at most."
+        )
     if manifest.quick:
         notes.append("The export is of a --quick run: its accuracies mean nothing.")
     return notes

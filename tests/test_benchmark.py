@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_export import write_data, write_run
 
@@ -83,6 +84,14 @@ def test_progress_says_what_is_being_measured(report: BenchReport, said: list[st
         "latency of 10 files, round 2 of 2",
         "cold start and memory of 10 files, runs of each: 1",
     ]
+
+
+def test_a_quick_run_is_measured_on_few_images(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdedge.benchmark.QUICK_IMAGES", 50)
+    for quick, n in ((True, 50), (False, N)):
+        run = write_run(tmp_path / str(quick), data_dir, quick=quick, rounds=1)
+        assert {row.n for row in bench(run, data_dir=data_dir).validation.rows} == {n}
+        assert len(np.load(run.path / "predictions.npz")["labels"]) == n
 
 
 def test_a_quick_run_says_so_first(report: BenchReport) -> None:

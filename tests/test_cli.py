@@ -226,6 +226,17 @@ def test_a_gate_exits_with_3_and_prints_the_manifest_all_the_same(finished: Path
     assert lines[-1].endswith("Next: kdedge bench runs/good --device cpu")
 
 
+def test_a_run_that_fails_hides_nothing_of_the_others(finished: Path, data: Path, tmp_path: Path) -> None:
+    unfinished(tmp_path / "runs" / "study" / "a")
+    for name in ("b", "c"):
+        shutil.copytree(finished / "good", tmp_path / "runs" / "study" / name)
+    done = kdedge("export", "study", "--int8", "--data-dir", str(data), "--json")
+    assert done.exit_code == 3
+    assert f"Error: {Path('runs/study/a')}" in done.stderr and "is not finished" in done.stderr
+    assert all(f"The files are in {Path('runs/study') / name / 'export'};" in done.stderr for name in ("b", "c"))
+    assert [manifest["recipe"] for manifest in json.loads(done.stdout)["runs"]] == ["good", "good"]
+
+
 @pytest.mark.parametrize("command", ["export", "bench"])
 def test_without_a_name_the_newest_run_is_taken(command: str) -> None:
     for name, changed_at_s in (("a", 100), ("b", 300), ("c", 200)):

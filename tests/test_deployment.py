@@ -163,7 +163,7 @@ def test_a_copy_of_the_export_is_verified_with_the_figures_of_the_export(
     assert [file.path for file in found.files] == [file.path for file in exported[1].files]
     assert all(file.accuracy == file.recorded_accuracy for file in found.files)
     assert [file.accuracy is None for file in found.files if file.role == "member"] == [True] * 8
-    assert found.notes[1].endswith("on 200 validation images is that of the manifest, to 1 image in 1,000.")
+    assert found.notes[1].endswith("on 200 validation images is that of the manifest, but for 1 at most.")
 
 
 def test_the_table_has_a_line_for_each_file(exported: tuple[Path, Manifest]) -> None:
@@ -224,6 +224,21 @@ def test_what_was_trained_quantized_brings_its_scales(data: Path, tmp_path: Path
     assert any(value.shape == () and np.isclose(value, (high - low) / 255) for value in scales)
 
 
+def test_each_member_that_was_trained_quantized_has_scales_of_its_own(data: Path, tmp_path: Path) -> None:
+    text = GROUP.replace("fine_tune_epochs: 1}", "fine_tune_epochs: 1}\n    quantize: {}")
+    run = distill(parse_recipe(text), runs=tmp_path, device="cpu", data_dir=data)
+    manifest = export(run, data_dir=data)
+    merged = next(file for file in manifest.files if (file.role, file.precision) == ("merged", "int8"))
+    assert merged.agreement_with_torch is not None and merged.agreement_with_torch >= 99
+    scales = []
+    for member in range(4):
+        graph = onnx.load(run.path / "export" / f"students.{member}.int8.onnx").graph
+        known = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
+        steps = {node.input[1] for node in graph.node if node.op_type == "QuantizeLinear"}
+        scales.append([float(known[name]) for name in sorted(steps)])
+    assert all(len(one) == 3 for one in scales) and len({one[-1] for one in scales}) == 4
+
+
 def test_exporting_again_gives_the_same_bytes(alone: Run, data: Path) -> None:
     alone.recipe["deploy"]["int8"]["max_drop_points"] = 100
     first = export(alone, data_dir=data)
@@ -237,7 +252,10 @@ def test_a_lost_gate_leaves_the_files_and_says_why(alone: Run, data: Path) -> No
         export(alone.path, int8=True, data_dir=data)
     message = str(caught.value).splitlines()
     assert message[0] == "The int8 export lost too much accuracy:"
-    assert message[1].startswith("  only (teacher): int8 drops by ") and message[1].endswith("; 0 are allowed")
+    assert (
+        message[1].startswith("  only (teacher): int8 drops by ")
+        and "; 0 are allowed; 200 images cannot show less than 0.97, " in message[1]
+    )
     assert f"The files are in {alone.path / 'export'}" in message[-1]
     assert caught.value.exit_code == 3
     left = sorted(path.name for path in (alone.path / "export").iterdir())

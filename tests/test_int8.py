@@ -16,7 +16,7 @@ from exporters.float32 import ExportError, fold_batch_norm, to_graph
 from exporters.int8 import quantize, quantize_trained
 from kdedge.data.batches import normalise
 from kdedge.models.network import Network
-from kdedge.models.view import LowResolution
+from kdedge.models.view import Centre, LowResolution
 from kdedge.quantize.fake import LIMITS
 from kdedge.quantize.layers import quantized_network, rounded, with_rounded_biases
 
@@ -161,6 +161,7 @@ def test_the_float32_graph_is_left_alone_and_the_order_of_images_does_not_matter
         (["compact-4"], []),
         (["resnet-1-1-0-0"], []),
         (["mlp-30"], [LowResolution(7)]),
+        (["compact-4"], [Centre(20)]),
     ],
     ids=lambda value: "-".join(map(str, value)),
 )

@@ -71,8 +71,19 @@ def test_of_what_was_trained_quantized_the_classes_are_compared(path: Path) -> N
     change_bias(path, 1)
     assert check_trained(path, MODULE, GIVEN.numpy(), INPUTS, of_classes=False) == (pytest.approx(1, rel=1e-4), None)
     agreeing = 100 * float((MODULE(INPUTS) + torch.eye(10)[3]).argmax(1).eq(MODULE(INPUTS).argmax(1)).float().mean())
-    assert agreeing < 99.9
+    differing = round(20 - agreeing / 5)
+    assert differing > 1
     with pytest.raises(
-        ExportError, match=rf"mlp\.onnx gives the class .+ on {agreeing:.2f}% of 20 samples, where 99\.9%"
+        ExportError, match=rf"mlp\.onnx gives another class .+ on {differing} of 20 samples, where 99\.9%"
     ):
         check_trained(path, MODULE, GIVEN.numpy(), INPUTS, of_classes=True)
+
+
+def test_one_image_may_lie_between_two_classes_however_few_there_are(path: Path) -> None:
+    """99.9% of 20 is all of them."""
+    with torch.no_grad():
+        logits = MODULE(INPUTS)
+    wins = (logits.max(1).values - logits[:, 3]).sort().values
+    step = float(wins[wins > 0][:2].mean())  # more than the first one, and less than the second, is short of
+    change_bias(path, step)
+    assert check_trained(path, MODULE, GIVEN.numpy(), INPUTS, of_classes=True)[1] == pytest.approx(95)

@@ -177,8 +177,11 @@ def test_what_is_merged_fits_together_and_is_not_trained(line: str, message: str
         ("{model: mlp-9, quantize: {from: e}}",
          "quantize.from: 'e' is quantized, an ensemble, or made of members; name a plain network or group"),
         ("{model: mlp-9, quantize: {from: t}}",
-         "quantize.from: 't' has model: 'tcn-teacher', 'x' has 'mlp-9'; its weights fit where model, count, view "
-         "are the same"),
+         "quantize.from: 't' has model: 'tcn-teacher', 'x' has 'mlp-9'; its weights fit where model, count, view.resize, "
+         "view.centre are the same"),
+        ("{model: tcn-teacher, view: {centre: 20}, quantize: {from: t}}",
+         "quantize.from: 't' has view.centre: nothing, 'x' has 20; its weights fit where model, count, view.resize, "
+         "view.centre are the same"),
         ("{model: mlp-9, count: 2, split: none, quantize: {}}",
          "quantize: rounds a network or a group, not an ensemble; remove it, or `split: none`"),
         ("{model: mlp-256, learns: [{from: t, loss: mse}], head: {from: t}, quantize: {}}",

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kdedge.audit import audit
 from kdedge.data.load import load
-from kdedge.manifest import ExportedFile, Manifest, TensorInfo
+from kdedge.manifest import ExportedFile, GateResult, Manifest, TensorInfo
 from kdedge.store import Run, StageRecord, sha256, write_json
 
 PARAMETERS = 100  # told in the manifest; nothing here counts them
@@ -44,9 +44,9 @@ def pixels(columns: list[int]) -> NDArray[np.float32]:
 def write_image_network(path: Path, weights: NDArray[np.float32], output: str = "logits") -> Path:
     """image uint8 [batch, 1, 28, 28] -> float32 [batch, outputs], a product with `weights` [784, outputs]."""
     nodes = [
-        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["float"], ["flat"], axis=1),
-        helper.make_node("MatMul", ["flat", "weights"], [output]),
+        helper.make_node("Flatten", ["image"], ["flat"], axis=1),
+        helper.make_node("Cast", ["flat"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["float", "weights"], [output], "product"),
     ]
     return _write(path, nodes, ("image", TensorProto.UINT8, ["batch", 1, 28, 28]), output, weights)
 
@@ -74,6 +74,10 @@ def _write(
     return path
 
 
+GATE = {"network": "teacher", "role": "teacher", "drop_points": 10.0, "upper95_points": 15.0, "max_drop_points": 20.0}
+GATE |= {"passed": True, "only_fp32": 20, "only_int8": 0, "n": 200, "reason": ""}
+
+
 def write_export(run: Path) -> Manifest:
     """An export of a teacher and two students with their head, in both precisions.
 
@@ -93,7 +97,9 @@ def write_export(run: Path) -> Manifest:
             path = export / f"students.{member}.{precision}.onnx"
             places[f"students.{member}", "member"] = write_image_network(path, pixels(columns), "dense")
         files += [exported(path, *place, precision) for place, path in places.items()]
-    manifest = Manifest(recipe="tiny", files=files, stages={STAGE.name: STAGE.key})
+    judged = [("teacher", "teacher"), ("students", "merged"), ("students", "head")]
+    gates = [GateResult.model_validate(GATE | {"network": network, "role": role}) for network, role in judged]
+    manifest = Manifest(recipe="tiny", files=files, stages={STAGE.name: STAGE.key}, gates=gates)
     write_json(export / "manifest.json", manifest.model_dump(mode="json"))
     return manifest
 
@@ -102,7 +108,6 @@ def exported(path: Path, network: str, role: str, precision: str) -> ExportedFil
     """The manifest's entry of a file that lies in the export folder."""
     image = TensorInfo(name="image", dtype="uint8", shape=["batch", 1, 28, 28])
     name, width = ("dense", 5) if role == "member" else ("logits", 10)
-    float_nodes = ["product (MatMul)"] if role == "head" else []  # where the pixels are no input
     return ExportedFile(
         network=network,
         role=role,
@@ -113,7 +118,7 @@ def exported(path: Path, network: str, role: str, precision: str) -> ExportedFil
         parameters=PARAMETERS,
         inputs=[TensorInfo(name="dense", dtype="float32", shape=["batch", 10]) if role == "head" else image],
         outputs=[TensorInfo(name=name, dtype="float32", shape=["batch", width])],
-        float_nodes=float_nodes if precision == "int8" else None,
+        float_nodes=["product (MatMul)"] if precision == "int8" else None,
     )
 
 

@@ -8,7 +8,7 @@ import click
 
 from kdedge.cli.options import DATA_DIR, JSON, RUN, RUNS
 from kdedge.cli.printing import print_json, print_runs, print_table
-from kdedge.errors import GateError, PackageError
+from kdedge.errors import GateError, KdedgeError, PackageError, RunError
 
 
 @click.command()
@@ -30,24 +30,26 @@ def export(run: Path | None, int8: bool, runs: Path, data_dir: Path | None, as_j
     from kdedge.deployment import export, rows_to_print
     from kdedge.validate import Known
 
-    refused, documents, known = [], [], Known()
+    failed, documents, known = list[KdedgeError](), [], Known()
     for one in (found := runs_of(folder)):
         try:
             with progress() as shown:
                 manifest = export(one, int8=int8, data_dir=data_dir, progress=shown, known=known)
-        except GateError as error:  # the other runs are exported all the same
-            refused.append(str(error))
-            documents.append(read_manifest(one / "export").model_dump(mode="json"))
+        except KdedgeError as error:  # the other runs are exported all the same
+            failed.append(error)
+            if isinstance(error, GateError):
+                documents.append(read_manifest(one / "export").model_dump(mode="json"))
             continue
         documents.append(manifest.model_dump(mode="json"))
         if not as_json:
             if len(found) > 1:
                 click.echo(click.style(manifest.recipe, bold=True))
             print_table(*rows_to_print(manifest))
-    if as_json:
+    if as_json and documents:
         print_runs(documents)
-    if refused:
-        raise GateError("\n".join(refused))
+    if failed:
+        kind = GateError if any(isinstance(error, GateError) for error in failed) else RunError
+        raise kind("\n".join(dict.fromkeys(map(str, failed))))
     if not as_json:
         where = folder / "export" if found == [folder] else folder
         click.echo(f"Exported: {where}. Next: kdedge bench {folder} --device cpu")
@@ -62,9 +64,10 @@ def export(run: Path | None, int8: bool, runs: Path, data_dir: Path | None, as_j
 @JSON
 def bench(run: Path | None, device: str, threads: int | None, runs: Path, data_dir: Path | None, as_json: bool) -> None:
     """Measure accuracy, latency, start-up and memory of the exported files, on the device."""
-    from kdedge.benchmark import Known, bench, rows_for_print
+    from kdedge.benchmark import bench, rows_for_print
     from kdedge.progress import progress
     from kdedge.store import find_run, runs_of
+    from kdedge.validate import Known
 
     folder = find_run(run, runs)
     documents, known = [], Known()

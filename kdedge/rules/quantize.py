@@ -11,7 +11,8 @@ from kdedge.wording import KeyPath, given
 
 Finding = tuple[KeyPath, str]
 
-_SAME = ("model", "count", "view")  # of a network and of the one whose weights it starts with
+_SAME = ("model", "count")  # of a network and of the one whose weights it starts with
+_SEEN = ("resize", "centre")  # of their views: what is left of an image; `fraction` and others choose images
 
 
 def check(written: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Finding]:
@@ -57,8 +58,21 @@ def _start(at: KeyPath, network: dict[str, Any], source: str, of: dict[str, Any]
     if of.get("quantize") is not None or of.get("members") is not None or of.get("split") == "none":
         yield at, f"{source!r} is quantized, an ensemble, or made of members; name a plain network or group"
         return
-    for key in _SAME:
-        if network.get(key) != of.get(key):
-            different = f"{source!r} has {key}: {given(of.get(key))}, {at[1]!r} has {given(network.get(key))}"
-            yield at, f"{different}; its weights fit where {', '.join(_SAME)} are the same"
+    if of.get("improve") is not None:
+        yield at, f"{source!r} changes the models of its members (improve); name a network that keeps them"
+        return
+    pairs = [(key, of.get(key), network.get(key)) for key in _SAME]
+    pairs += [(f"view.{key}", _view(of).get(key), _view(network).get(key)) for key in _SEEN]
+    for key, its, own in pairs:
+        if its != own:
+            same = ", ".join(key for key, *_ in pairs)
+            yield (
+                at,
+                f"{source!r} has {key}: {given(its)}, {at[1]!r} has {given(own)}; its weights fit where {same} are the same",
+            )
             return
+
+
+def _view(network: dict[str, Any]) -> dict[str, Any]:
+    view = network.get("view")
+    return view if isinstance(view, dict) else {}
