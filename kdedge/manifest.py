@@ -39,9 +39,9 @@ class ExportedFile(BaseModel):
     parameters: int  # of the network as it was trained; the file of a whole network may hold fewer numbers
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
-    # Of fp32 on the calibration images, of int8 that was trained on validation images: largest difference of an output.
+    # On validation images, of fp32, and of int8 that was trained quantized: the largest difference of an output.
     difference_to_torch: float | None = None
-    agreement_with_torch: float | None = None  # of the latter: percent of those images that get the same class
+    agreement_with_torch: float | None = None  # of the latter: percent of images that get the same class
     float_nodes: list[str] | None = None  # of int8: nodes that onnxruntime still computes in float
 
 
