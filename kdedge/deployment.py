@@ -37,6 +37,7 @@ from kdedge.manifest import DataRecord, ExportedFile, Manifest, Precision, Role
 from kdedge.models.network import Network, count_parameters
 from kdedge.models.rewriting import rewritten
 from kdedge.networks import finished_network
+from kdedge.plan import in_order
 from kdedge.progress import Quiet
 from kdedge.quantize.fake import LIMITS
 from kdedge.quantize.layers import in_float, rounded, with_rounded_biases
@@ -122,14 +123,13 @@ def _agreements(manifest: Manifest, images: int) -> Iterator[str]:
 def roles(recipe: Recipe) -> list[tuple[str, Role]]:
     """What is exported: networks that others learn from are teachers, what nobody learns from is merged and shipped.
 
-    A network that learns what another leaves over is exported as a member of what is made of it: alone it says nothing.
+    Who learns comes after its teachers, so the first one is who taught all others. A network that learns what another leaves over is exported as a member of what is made of it: alone it says nothing.
     """
-    learning = [network for network in recipe.networks.values() if network.members is None]
-    taught_from = {source for network in learning for source in network.sources}
+    taught_from = {teacher for network in recipe.networks.values() for teacher in network.teachers}
     return [
         (name, "teacher" if name in taught_from or len(recipe.networks) == 1 else "merged")
-        for name, network in recipe.networks.items()
-        if not network.learns_the_rest
+        for name in in_order(recipe)
+        if not recipe.networks[name].learns_the_rest
     ]
 
 

@@ -177,12 +177,18 @@ class Network(Fields):
         return self.is_group and alone and all(lesson.loss in OF_MEMBERS for lesson in self.learns)
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """The other networks that lessons, head, impressions and weights come from, or that it is made of, each once."""
-        others = [part.source for part in (self.head, self.impressions, self.quantize) if part and part.source]
+    def teachers(self) -> tuple[str, ...]:
+        """The other networks that lessons, head and impressions come from, each once."""
         lessons = (source for lesson in self.learns for source in lesson.networks)
+        others = (part.source for part in (self.head, self.impressions) if part and part.source)
+        return tuple(dict.fromkeys([*lessons, *others]))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Its teachers, the network whose weights it starts with, and those that it is made of, each once."""
+        start = [self.quantize.source] if self.quantize and self.quantize.source else []
         members = (split_name(member)[0] for member in self.members or ())
-        return tuple(dict.fromkeys([*lessons, *others, *members]))
+        return tuple(dict.fromkeys([*self.teachers, *start, *members]))
 
     @property
     def learns_the_rest(self) -> bool:

@@ -204,7 +204,11 @@ def _judge(validation: Validation, network: str, role: str, max_drop_points: flo
     drop = paired_drop(fp32, int8)
     passed = drop.upper_points <= max_drop_points  # false for nan
     least = paired_drop(fp32, fp32).upper_points  # what as many images show at best
-    few = f"; {drop.n} images cannot show less than {least:.2f}, keep more for validation" if least > max_drop_points else ""
+    few = (
+        f"; {drop.n} images cannot show less than {least:.2f}, keep more for validation"
+        if least > max_drop_points
+        else ""
+    )
     return GateResult(
         network=network,
         role=role,

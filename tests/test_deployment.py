@@ -217,7 +217,7 @@ def test_what_was_trained_quantized_brings_its_scales(data: Path, tmp_path: Path
     for name in ("fine", "anew"):
         assert int8[name].agreement_with_torch == 100 and int8[name].float_nodes == []
         assert 0 <= int8[name].difference_to_torch < 0.1  # type: ignore[operator]
-    assert [gate.network for gate in manifest.gates] == ["fine", "anew", "only"]
+    assert [gate.network for gate in manifest.gates] == ["only", "fine", "anew"]
     ranges = onnx.load(run.path / "export" / "fine.merged.int8.onnx").graph.initializer
     high, low = (float(after[f"head.given.{name}"]) for name in ("high", "low"))
     scales = [numpy_helper.to_array(value) for value in ranges]
@@ -370,17 +370,29 @@ KD = {"loss": "kd"}
             },
             ["teacher", "teacher", "merged"],
         ),
+        (
+            {"teacher": network(), "fine": network(quantize={"from": "teacher"})},
+            ["merged", "merged"],  # weights to start with are no lesson
+        ),
         ({"one": network(), "other": network()}, ["merged", "merged"]),
         (
             {"one": network(), "other": network(), "both": {"members": ["one", "other"], "merge": "sum"}},
             ["merged", "merged", "merged"],
         ),
     ],
-    ids=["alone", "kd", "assistant", "independent", "members"],
+    ids=["alone", "kd", "assistant", "start", "independent", "members"],
 )
 def test_whoever_teaches_is_a_teacher_and_the_rest_is_shipped(networks: dict[str, Any], expected: list[str]) -> None:
     recipe = resolved_recipe({"name": "r", "data": {"name": "mnist"}, "networks": networks})
     assert roles(recipe) == list(zip(networks, expected, strict=True))
+
+
+def test_the_first_teacher_is_who_taught_all_others() -> None:
+    learning = {
+        name: network(learns=[{"from": of, **KD}]) for name, of in (("student", "assistant"), ("assistant", "big"))
+    }
+    recipe = resolved_recipe({"name": "r", "data": {"name": "mnist"}, "networks": learning | {"big": network()}})
+    assert roles(recipe) == [("big", "teacher"), ("assistant", "teacher"), ("student", "merged")]
 
 
 def test_what_learns_the_rest_is_shipped_in_what_it_completes() -> None:
@@ -398,6 +410,6 @@ def test_a_single_student_is_shipped_as_one_file_a_precision(data: Path, tmp_pat
     run = distill(parse_recipe(text), runs=tmp_path, device="cpu", data_dir=data)
     manifest = export(run, int8=False, data_dir=data)
     assert [(file.network, file.role, file.path, file.parameters) for file in manifest.files] == [
-        ("student", "merged", "student.merged.fp32.onnx", 785 * 4 + 50),
         ("teacher", "teacher", "teacher.fp32.onnx", 785 * 8 + 90),
+        ("student", "merged", "student.merged.fp32.onnx", 785 * 4 + 50),
     ]
