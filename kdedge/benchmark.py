@@ -16,8 +16,8 @@ from kdedge import devices
 from kdedge.bench_report import BenchReport, BenchRow, rows_for_print, sentences, speedup
 from kdedge.data.load import load_recorded
 from kdedge.devices import ColdAnswer, LatencyAnswer
-from kdedge.errors import DeviceError, RunError
-from kdedge.manifest import ExportedFile, check_file, read_manifest
+from kdedge.errors import DeviceError
+from kdedge.manifest import ExportedFile, check_file, manifest_of
 from kdedge.recipe_reader import resolved_recipe
 from kdedge.statistics import quantile, quantile_interval
 from kdedge.store import Run, lock, open_run, write_json
@@ -50,11 +50,8 @@ def bench(
     settings = resolved_recipe(run.recipe, str(run.path / "run.json")).bench
     threads, rounds = threads or settings.threads, settings.rounds
     with lock(run.path), tempfile.TemporaryDirectory(prefix="kdedge-bench-") as folder:
-        manifest = read_manifest(export := run.path / "export")
-        if manifest.stages != {stage.name: stage.key for stage in run.stages}:
-            again = f"Export again: kdedge export {run.path} --int8"
-            raise RunError(f"{export} holds other weights than the run has now. {again}")
-        files, data = manifest.files, load_recorded(run.data, data_dir)
+        export = run.path / "export"
+        files, data = manifest_of(run).files, load_recorded(run.data, data_dir)
         n = QUICK_IMAGES if run.quick else len(data.test_labels)
         images, labels = data.test_images[:n], data.test_labels[:n]
         progress(f"accuracy on {len(labels):,} test images")

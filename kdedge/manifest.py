@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kdedge.data.catalog import As
 from kdedge.errors import RunError
-from kdedge.store import inside, read_as, sha256
+from kdedge.store import Run, inside, read_as, sha256
 
 Role = Literal["teacher", "member", "head", "merged"]
 Precision = Literal["fp32", "int8"]
@@ -107,6 +107,17 @@ def read_manifest(export: Path) -> Manifest:
     if not file.is_file():
         raise RunError(f"{export} is no export: it has no manifest.json. Make one with `kdedge export --int8`.")
     return read_as(file, Manifest)
+
+
+def manifest_of(run: Run) -> Manifest:
+    """The manifest of the run's export. Raises RunError when there is none, or when it holds other weights than the run."""
+    manifest = read_manifest(run.path / "export")
+    if manifest.stages != {stage.name: stage.key for stage in run.stages}:
+        raise RunError(
+            f"{run.path / 'export'} holds other weights than the run has now. "
+            f"Export again: kdedge export {run.path} --int8"
+        )
+    return manifest
 
 
 def check_file(export: Path, file: ExportedFile) -> Path:

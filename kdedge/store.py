@@ -7,6 +7,7 @@
         targets/9c41...-flip0-shift0-dense/  outputs of a finished network over the training views (a cache: may be deleted)
         export/                         ONNX files and manifest.json
         validation.json, predictions.npz, bench.json    measurements of the export, see MEASUREMENTS
+        cpu_classes.json                its int8 files on CPU classes
 
 Everything is written beside its final place, flushed to the disk, and renamed. Nothing here knows what a network is.
 """
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _Document = TypeVar("_Document", bound=BaseModel)
 
 MEASUREMENTS = ("validation.json", "predictions.npz", "bench.json")  # what `bench` writes of an export, in this order
+CPU_CLASSES = "cpu_classes.json"  # what `validate` writes
 
 _HELD = {  # what a finished stage or cache holds, by the key of its hash
     "weights_sha256": "weights.safetensors",
@@ -152,8 +154,8 @@ def exports_of(folder: Path | None, runs: Path) -> list[Path]:
 
 
 def drop_measurements(run: Path) -> None:
-    """Remove what `bench` measured of an export that is replaced."""
-    for name in MEASUREMENTS:
+    """Remove what was measured of an export that is replaced."""
+    for name in (*MEASUREMENTS, CPU_CLASSES):
         (run / name).unlink(missing_ok=True)
 
 

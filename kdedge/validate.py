@@ -10,10 +10,10 @@ import io
 import re
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from pydantic import BaseModel, PrivateAttr
 
 from kdedge import devices
 from kdedge.errors import DeviceError, GateError, RunError
-from kdedge.manifest import ExportedFile, GateResult, Manifest, ValidationRow, check_file, read_manifest
+from kdedge.manifest import ExportedFile, GateResult, Manifest, Precision, ValidationRow, check_file, read_manifest
 from kdedge.statistics import paired_drop, wilson
 from kdedge.store import sha256, write_bytes
 
@@ -59,6 +59,14 @@ class Validation(BaseModel):
 
     _right: dict[tuple[str, str, str], NDArray[np.bool_]] = PrivateAttr(default_factory=dict)
     _predictions: dict[str, NDArray[np.int32]] = PrivateAttr(default_factory=dict)
+
+    def predictions(self, network: str, role: str, precision: str) -> NDArray[np.int32]:
+        """The class that a graph gave each image, int32 [n]."""
+        return self._predictions[f"{network} {role} {precision}"]
+
+    def right(self, network: str, role: str, precision: str) -> NDArray[np.bool_]:
+        """Which images a graph got right, bool [n]."""
+        return self._right[network, role, precision]
 
 
 def graphs(manifest: Manifest) -> list[Graph]:
@@ -106,14 +114,15 @@ def measure(
     split: str,
     device: str = "cpu",
     threads: int = 2,
+    precisions: Container[str] = get_args(Precision),
     known: Known | None = None,
 ) -> Validation:
     """Accuracy of every graph of the export folder on `device`: images uint8 [n, C, H, W], labels integer [n].
 
-    What is in `known` is not measured again, and what is measured is put there. Raises RunError when a file is not the one
+    Of graphs in `precisions`, to be exact. What is in `known` is not measured again, and what is measured is put there. Raises RunError when a file is not the one
     of the manifest, DeviceError when the device cannot do it.
     """
-    wanted = graphs(read_manifest(export))
+    wanted = [graph for graph in graphs(read_manifest(export)) if graph.precision in precisions]
     known = Known() if known is None else known
     files = {job_path(file): check_file(export, file) for graph in wanted for file in _files(graph)}
     with tempfile.TemporaryDirectory(prefix="kdedge-validate-") as folder:

@@ -37,6 +37,7 @@ LEVELS = [
         "bench_report",
         "comparison",
         "measurements",
+        "portability",
     },
     {"cli", "__init__", "__main__"},
 ]
@@ -158,9 +159,10 @@ COMMAND = "from kdedge.cli import main; main({}, standalone_mode=False)"
         (COMMAND.format(["plan", "recipes/tcn4.yaml", "--data-dir", "{data}"]), (*TORCH, "onnxruntime")),
         ("import kdedge.benchmark, kdedge.validate", (*TORCH, "onnxruntime")),  # the runner imports onnxruntime
         ("import kdedge.verification", (*TORCH, "onnxruntime")),
+        ("import kdedge.portability, kdedge.devices.arm64", (*TORCH, "onnxruntime")),
         (COMMAND.format(["verify", "{export}"]), ("torch", "torchvision", "onnxscript", "onnx_ir", "onnxruntime")),
     ],
-    ids=["import", "help", "schema", "check", "plan", "bench", "verification", "verify"],
+    ids=["import", "help", "schema", "check", "plan", "bench", "verification", "portability", "verify"],
 )
 def test_what_is_not_loaded(code: str, unwanted: tuple[str, ...], tmp_path: Path) -> None:
     code = code.replace("{data}", str(write_data(tmp_path, 6000))) if "{data}" in code else code

@@ -14,7 +14,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
-from tiny_export import recorded_data, write_data
+from tiny_export import recorded_data, write_data, write_run
 
 from kdedge.cli import main
 from kdedge.store import Run, StageRecord
@@ -285,6 +285,43 @@ def test_a_run_may_be_named_alone(command: str) -> None:
 def test_an_unknown_device_is_named(finished: Path, data: Path) -> None:
     done = kdedge("bench", str(finished / "good"), "--device", "gpu", "--data-dir", str(data))
     assert (done.exit_code, done.stderr) == (1, "Error: There is no device 'gpu'. Devices: cpu.\n")
+
+
+def test_devices_lists_every_cpu_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdedge.devices.here", lambda: {"cpu": "a CPU", "cpu_class": "x86-avx2"})
+    monkeypatch.setattr("kdedge.devices.emulated.problem", lambda name: f"no {name} here.")
+    assert kdedge("devices").stdout.splitlines() == [
+        "x86-vnni       not here  no x86-vnni here.",
+        "x86-avx2       native    a CPU",
+        "x86-sse        not here  no x86-sse here.",
+        "arm64-dotprod  not here  no arm64-dotprod here.",
+        "arm64          not here  no arm64 here.",
+    ]
+    told = document(kdedge("devices", "--json"))["cpu_classes"]
+    assert told[1] == {"name": "x86-avx2", "status": "native", "how": "a CPU"}
+
+
+def test_setup_says_what_is_missing_and_what_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    missing = kdedge("devices", "setup", "arm64")
+    assert (missing.exit_code, missing.stdout) == (1, "")
+    assert missing.stderr.startswith("Error: qemu-aarch64-static is not installed.")
+    monkeypatch.setattr("kdedge.devices.arm64.setup", lambda say: Path("there"))
+    assert kdedge("devices", "setup", "arm64").stdout == "Made: there\n"
+    assert kdedge("devices", "setup", "x86-vnni").exit_code == 2
+
+
+def test_validate_prints_a_table_or_one_document(data: Path) -> None:
+    write_run(Path("runs/tiny"), data)
+    arguments = ("validate", "--cpu-class", "x86-vnni", "--data-dir", str(data))
+    done = kdedge(*arguments)
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["graph", "CPU", "class", "run", "on", "accuracy", "%", "as", "fp32", "as", "here"]
+    assert len(lines[0]) <= 80 and lines[-1] == f"Written: {Path('runs/tiny/cpu_classes.json')}"
+    assert document(kdedge(*arguments, "--json")) == json.loads(Path("runs/tiny/cpu_classes.json").read_text())
+    unknown = kdedge("validate", "--cpu-class", "vnni")
+    assert (unknown.exit_code, unknown.stderr[:32]) == (1, "Error: There is no CPU class 'vn")
 
 
 def test_bench_before_export_says_what_to_do_first(finished: Path, data: Path) -> None:

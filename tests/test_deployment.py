@@ -20,7 +20,7 @@ from kdedge.distillation import distill
 from kdedge.errors import DataError, GateError, KdedgeError, RunError
 from kdedge.manifest import Manifest
 from kdedge.recipe_reader import parse_recipe, resolved_recipe
-from kdedge.store import MEASUREMENTS, Run, load_tensors, open_run, sha256
+from kdedge.store import CPU_CLASSES, MEASUREMENTS, Run, load_tensors, open_run, sha256
 from kdedge.verification import verify
 
 GROUP = """
@@ -338,10 +338,11 @@ def test_what_is_no_finished_run_is_refused_and_nothing_is_written(
 
 
 def test_measurements_of_the_export_before_are_removed(alone: Run, data: Path) -> None:
-    for name in MEASUREMENTS:
-        (alone.path / name).write_text("of the files that were there before")
+    measured = [alone.path / name for name in (*MEASUREMENTS, CPU_CLASSES)]
+    for path in measured:
+        path.write_text("of the files that were there before")
     export(alone.path, int8=False, data_dir=data)
-    assert not any((alone.path / name).exists() for name in MEASUREMENTS)
+    assert not any(path.exists() for path in measured)
 
 
 @pytest.mark.parametrize("name", ["", "nowhere"])

@@ -88,6 +88,49 @@ def bench(run: Path | None, device: str, threads: int | None, runs: Path, data_d
 
 @click.command()
 @RUN
+@click.option(
+    "--cpu-class",
+    "cpu_classes",
+    multiple=True,
+    default=["all"],
+    show_default=True,
+    metavar="all|NAME",
+    help="Measure on this class, as `kdedge devices` lists them; may be given several times.",
+)
+@click.option("--full", is_flag=True, help="Take all test images instead of the first 2,000.")
+@RUNS
+@DATA_DIR
+@JSON
+def validate(
+    run: Path | None, cpu_classes: tuple[str, ...], full: bool, runs: Path, data_dir: Path | None, as_json: bool
+) -> None:
+    """Measure the int8 files on other CPU classes, emulated, and compare with fp32 and with this machine.
+
+    A class that cannot be emulated here is "not validated", never passed.
+    """
+    from kdedge.portability import rows_to_print, sentences, validate
+    from kdedge.progress import progress
+    from kdedge.store import find_run, runs_of
+    from kdedge.validate import Known
+
+    folder = find_run(run, runs)
+    documents, known = [], Known()
+    for one in (found := runs_of(folder)):
+        if len(found) > 1 and not as_json:
+            click.echo(click.style(one.relative_to(folder).as_posix(), bold=True))
+        with progress() as shown:
+            report = validate(one, cpu_classes=cpu_classes, full=full, data_dir=data_dir, progress=shown, known=known)
+        documents.append(report.model_dump(mode="json"))
+        if not as_json:
+            print_table(*rows_to_print(report))
+            click.echo("\n".join(f"- {sentence}" for sentence in sentences(report)))
+            click.echo(f"Written: {one / 'cpu_classes.json'}")
+    if as_json:
+        print_runs(documents)
+
+
+@click.command()
+@RUN
 @click.option("--against", multiple=True, metavar="VARIANT", help="Compare with this variant, else with the first.")
 @click.option("--per-class", is_flag=True, help="Print the accuracy on each class as well.")
 @click.option("--confusion", is_flag=True, help="Print which classes are taken for which as well.")

@@ -3,22 +3,28 @@
 A transport is a function `run(job, files) -> answer`: `job` is the document that runner.py describes, `files` maps the
 paths that it uses to files here. Add one by adding its file and a line to DEVICES. What comes back was made by another
 machine, so it is held to the forms below before anyone reads it.
+
+A CPU class that is emulated is a device too, but not one to take times on: `ask` knows it, `find` does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from kdedge.devices import local
+from kdedge.devices import emulated, local
 from kdedge.errors import DeviceError
 
 Transport = Callable[[Mapping[str, Any], Mapping[str, Path]], dict[str, Any]]
 
 DEVICES: dict[str, Transport] = {"cpu": local.run}
+EMULATED: dict[str, Transport] = {cpu_class: partial(emulated.run, cpu_class) for cpu_class in emulated.GUESTS}
+
+CPU_CLASSES = ("x86-vnni", *EMULATED)  # whatever has its own arithmetic of int8, as runner.py tells them apart
 
 
 class GraphAnswer(BaseModel):
@@ -81,13 +87,41 @@ _Answer = TypeVar("_Answer", bound=BaseModel)
 
 def ask(device: str, job: Mapping[str, Any], files: Mapping[str, Path], form: type[_Answer]) -> _Answer:
     """The answer of `device` to `job`, in the form that the task promises. Raises DeviceError."""
-    document = find(device)(job, files)
+    document = (EMULATED.get(device) or find(device))(job, files)
     try:
         return form.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise DeviceError(f"{device}: the runner's answer is not usable: {where}: {first['msg']}") from None
+
+
+class CpuClass(NamedTuple):
+    """A CPU class and how its arithmetic can be had on this machine."""
+
+    name: str
+    status: Literal["native", "emulated", "not here"]
+    how: str  # the CPU, or what QEMU imitates, or what is missing
+
+
+def cpu_classes() -> list[CpuClass]:
+    """All CPU classes, and how each can be run here. Raises DeviceError when not even this machine can."""
+    machine, found = here(), []
+    for name in CPU_CLASSES:
+        if name == machine.get("cpu_class"):
+            found.append(CpuClass(name, "native", str(machine.get("cpu"))))
+        elif reason := emulated.problem(name):
+            found.append(CpuClass(name, "not here", reason))
+        else:
+            guest = emulated.GUESTS[name]
+            qemu = emulated.find_qemu(guest)
+            found.append(CpuClass(name, "emulated", f"{guest.cpu} by {Path(qemu).name} {emulated.version(qemu)}"))
+    return found
+
+
+def here() -> dict[str, Any]:
+    """This machine, as the runner describes it. Raises DeviceError."""
+    return ask("cpu", {"task": "fuse", "files": []}, {}, FuseAnswer).device
 
 
 def find(device: str) -> Transport:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,36 @@ RUNNER = Path(__file__).with_name("runner.py")
 TIMEOUT_S = 3600  # a job that takes longer hangs
 
 
-def run(job: Mapping[str, Any], files: Mapping[str, Path], timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+def run(
+    job: Mapping[str, Any],
+    files: Mapping[str, Path],
+    *,
+    interpreter: Sequence[str | Path] = (sys.executable,),
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> dict[str, Any]:
     """The runner's answer to `job`. `files` maps the paths that the job uses to the files that belong there.
 
-    Raises DeviceError when the runner refuses the job, dies, takes longer than `timeout_s` or answers with no JSON.
+    `interpreter` is the command that runs Python here, with `environment` on top of this process's own. Raises DeviceError
+    when the runner refuses the job, dies, takes longer than `timeout_s` or answers with no JSON.
     """
     with tempfile.TemporaryDirectory(prefix="kdedge-job-") as temporary:
         folder = Path(temporary).resolve()
         put(job, files, folder)
-        command = [sys.executable, RUNNER.name, "job.json"]
         try:
             done = subprocess.run(
-                command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s
+                [*interpreter, RUNNER.name, "job.json"],
+                cwd=folder,
+                env={**os.environ, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
             )
         except subprocess.TimeoutExpired:
             raise DeviceError(f"{_what(job, files)} on this machine did not end within {timeout_s:g} s") from None
         except OSError as error:
-            raise DeviceError(f"{sys.executable} cannot be started: {error.strerror}") from None
+            raise DeviceError(f"{interpreter[0]} cannot be started: {error.strerror}") from None
     said = (done.stderr.strip().splitlines() or [""])[-1]
     if done.returncode < 0:
         number = -done.returncode

@@ -320,8 +320,8 @@ def device() -> dict[str, Any]:
 def cpu_class(cpuinfo: str, machine: str) -> str:
     """Which int8 arithmetic a CPU has, from the text of /proc/cpuinfo and `platform.machine()`.
 
-    x86 without VNNI adds pairs of 8-bit products in 16 bits, which saturates: the same int8 file gives other logits
-    there than on the exact classes (x86-vnni and both arm64).
+    x86-avx2 adds pairs of 8-bit products in 16 bits, which saturates: the same int8 file gives other logits there than
+    on the other classes, which are exact.
     """
     flags = set((cpuinfo_value(cpuinfo, "flags", "Features") or "").split())  # as x86 and as Arm calls them
     if machine.lower() in ("x86_64", "amd64", "i686"):
