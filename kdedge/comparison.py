@@ -1,7 +1,8 @@
 """The story of `results`: the measured runs of a recipe -> one table over its variants and seeds, and what differs.
 
 Every accuracy is that of an exported file on the test split, as `bench` measured it. Variants are compared with one of
-them: over seeds by the interval of the mean difference, with one seed by which test images they get right.
+them: over seeds by the interval of the mean difference, with one seed by which test images they get right. Speeds are those of
+quiet machines alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from kdedge.errors import RunError
 from kdedge.manifest import Precision
 from kdedge.measurements import Measured, Measurements, Timing, measurements_of
 from kdedge.recipe import Reference
-from kdedge.statistics import mcnemar, mean_interval, paired_drop
+from kdedge.statistics import mcnemar, mean_gain
 from kdedge.store import write_json
 from kdedge.wording import unknown
 
@@ -40,7 +41,7 @@ class ResultRow(BaseModel):
     n: int  # test images
     confusion: list[list[int]]  # [label][prediction], summed over seeds
     train_s: float  # mean over seeds; of this network's stages alone
-    speedup: float | None  # over the fp32 teacher of the same run, as `bench` has it; mean over seeds
+    speedup: float | None  # over the fp32 teacher of the same run, measured on a quiet machine; mean over seeds
     speedup_sd: float | None  # None for one seed
     reference: list[Reference]
 
@@ -54,7 +55,7 @@ class Difference(BaseModel):
     precision: Precision
     points: float  # percentage points of accuracy; positive when the variant is better
     seeds: int  # pairs
-    ci95_points: tuple[float, float] | None  # over seeds; None with one
+    ci95_points: tuple[float, float] | None  # over seeds and test images; None with one seed
     p_value: float | None  # McNemar's exact test over test images; None with several seeds
     distinguishable: bool  # the interval excludes 0, or with one seed p < 0.05
 
@@ -135,13 +136,15 @@ def _by_variant(measured: list[Measured]) -> dict[str | None, _Runs]:
 
 
 def _sharing(measured: list[Measured], network: str) -> list[tuple[list[str | None], _Runs]]:
-    """The variants that share a network, and its runs: one for each seed that any of them was measured with."""
+    """The variants that share a network, and its runs: one for each seed that any of them was measured with, timed if any is."""
     groups: list[tuple[list[str | None], _Runs]] = []
     for variant, runs in _by_variant([one for one in measured if network in one.keys]).items():
         for variants, shared in groups:
             if _same(runs, shared, network):
                 variants.append(variant)
-                shared.update(runs | shared)
+                for seed, one in runs.items():
+                    if seed not in shared or shared[seed].speedup.get((network, "fp32")) is None:
+                        shared[seed] = one
                 break
         else:
             groups.append(([variant], runs))
@@ -197,10 +200,12 @@ def _differences(
         for variant in runs:
             two = frozenset((variant, baseline))
             if two not in found and not _same(runs[variant], runs[baseline], network):
+                labels = next(iter(runs[baseline].values())).labels
                 pairs = [
                     (other, runs[variant][seed])
                     for seed, other in runs[baseline].items()
-                    if seed in runs[variant] and np.array_equal(other.labels, runs[variant][seed].labels)
+                    if seed in runs[variant]
+                    and all(np.array_equal(one.labels, labels) for one in (other, runs[variant][seed]))
                 ]
                 if pairs:
                     found[two] = _difference(variant, baseline, network, precision, pairs)
@@ -211,16 +216,16 @@ def _difference(
     variant: str, baseline: str, network: str, precision: Precision, pairs: list[tuple[Measured, Measured]]
 ) -> Difference:
     """From a run of the baseline and one of the variant for each seed: over seeds, or with one over the test images."""
-    drops = [
-        paired_drop(*(one.predictions[network, precision] == one.labels for one in (before, after)))
-        for before, after in pairs
-    ]
-    points, interval = mean_interval([-drop.points for drop in drops])
+    before, after = (
+        np.array([one.predictions[network, precision] == one.labels for one in side], np.int8)
+        for side in zip(*pairs, strict=True)
+    )
+    points, interval = mean_gain(after - before)
     p_value = None
     if interval is not None:
         distinguishable = not interval[0] <= 0 <= interval[1]
     else:
-        p_value = mcnemar(drops[0].only_reference, drops[0].only_candidate)
+        p_value = mcnemar(int((before > after).sum()), int((after > before).sum()))
         distinguishable = p_value < 0.05
     return Difference(
         variant=variant,
@@ -316,8 +321,8 @@ def sentences(found: Results) -> list[str]:
         said.append("These runs were --quick: their accuracies mean nothing, and their latencies are few.")
     if busy := sum(share < BUSY for share in found.own_cpu_share):
         said.append(
-            f"Something else kept the processor busy during {busy} of {len(found.own_cpu_share)} measurements; times and "
-            "speeds are not those of an idle machine."
+            f"Something else kept the processor busy during {busy} of {len(found.own_cpu_share)} measurements: their "
+            "speeds are left out, and training may have taken longer than on an idle machine."
         )
     shipped = "int8" if any(one.precision == "int8" for one in found.differences) else "fp32"
     for one in [one for one in found.differences if one.precision == shipped]:

@@ -1,11 +1,13 @@
 """What `distill`, `export` and `bench` left of the runs of a recipe: which of them belong together, and what was measured.
 
 A run belongs to the table when it was made by the newest version of the recipe, and counts as measured when what `bench`
-wrote is of the very files that its export holds now.
+wrote is of the very files that its export holds now. Of two of the same variant and seed, the newer one that is measured
+counts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from kdedge.bench_report import PARTS, BenchRow
+from kdedge.bench_report import BUSY, PARTS, BenchRow
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError
 from kdedge.manifest import read_manifest
@@ -44,7 +46,7 @@ class Measured:
     parameters: dict[str, int]
     seconds: dict[str, float]  # of all stages of each network
     keys: dict[str, str]  # of the stage that gave each network its weights
-    speedup: dict[File, float | None]
+    speedup: dict[File, float | None]  # None where nothing has a teacher, and all of them when the machine was busy
     timing: Timing
     own_cpu_share: float
 
@@ -85,26 +87,54 @@ def measurements_of(folder: Path) -> Measurements:
     runs.sort(key=lambda run: (run.path / "run.json").stat().st_mtime_ns, reverse=True)
     recipes = [resolved_recipe(run.recipe, str(run.path / "run.json")) for run in runs]
     found = Measurements(recipes[0], runs[0].quick)
-    versions: dict[str | None, dict[str, Any]] = {}  # of each variant, what makes its files, as the newest run says
-    seen: set[tuple[str | None, int]] = set()
+    newest: dict[str | None, Recipe] = {}  # of each variant
+    taken: dict[tuple[str | None, int], Path] = {}
     for run, recipe in zip(runs, recipes, strict=True):
-        variant, version = recipe.variant, recipe.model_dump(include={"data", "networks", "deploy"})
+        variant, path = recipe.variant, str(run.path)
         if run.quick != found.quick:
-            found.left_out[str(run.path)] = f"made {'with' if run.quick else 'without'} --quick"
+            found.left_out[path] = f"made {'with' if run.quick else 'without'} --quick"
         elif (
             variant not in found.variants
-            or versions.setdefault(variant, version) != version
-            or (variant, recipe.seed) in seen
+            or (variant and recipe.variants.get(variant) != found.recipe.variants[variant])
+            or not all(_agree(recipe, other) for other in newest.values())
         ):
-            found.left_out[str(run.path)] = "made by another version of the recipe"
-        elif (measured := _read(run, recipe)) is None:
-            found.missing.append(str(run.path))
+            found.left_out[path] = "made by another version of the recipe"
+        elif newer := taken.get((variant, recipe.seed)):
+            found.left_out[path] = f"as {newer} is a newer run of the same variant and seed"
         else:
-            found.measured.append(measured)
-        seen.add((variant, recipe.seed))
+            newest.setdefault(variant, recipe)
+            if (measured := _read(run, recipe)) is None:
+                found.missing.append(path)
+            else:
+                found.measured.append(measured)
+                taken[variant, recipe.seed] = run.path
     found.measured.sort(key=lambda one: (found.variants.index(one.recipe.variant), one.recipe.seed))
     found.missing.sort()
     return found
+
+
+def _agree(one: Recipe, other: Recipe) -> bool:
+    """Whether two runs can be of one version of a recipe: their files are made alike, but for what their variants change."""
+    runs = () if one.variant == other.variant else (one, other)
+    changed = [f"{path.replace('[', '.')}." for run in runs if run.variant for path in run.variants[run.variant]]
+    differing = (
+        at
+        for part in ("data", "networks", "deploy")
+        for at in _differences(getattr(one, part), getattr(other, part), f"{part}.")
+    )
+    return all(any(at.startswith(path) or path.startswith(at) for path in changed) for at in differing)
+
+
+def _differences(one: Any, other: Any, at: str) -> Iterator[str]:
+    """The paths at which two parts of a recipe differ, as recipes write them, each with a dot at its end."""
+    if isinstance(one, BaseModel) and type(one) is type(other):
+        for name, declared in type(one).model_fields.items():
+            yield from _differences(getattr(one, name), getattr(other, name), f"{at}{declared.alias or name}.")
+    elif isinstance(one, dict) and isinstance(other, dict):
+        for name in one | other:
+            yield from _differences(one.get(name), other.get(name), f"{at}{name}.")
+    elif one != other:
+        yield at
 
 
 def _read(run: Run, recipe: Recipe) -> Measured | None:
@@ -137,7 +167,11 @@ def _read(run: Run, recipe: Recipe) -> Measured | None:
         parameters={file.network: file.parameters for file in whole},
         seconds=seconds,
         keys={stage.network: stage.key for stage in run.stages},  # the last one counts
-        speedup={(row.network, row.precision): row.speedup for row in bench.rows if row.role not in PARTS},
+        speedup={
+            (row.network, row.precision): row.speedup if bench.own_cpu_share >= BUSY else None
+            for row in bench.rows
+            if row.role not in PARTS
+        },
         timing=Timing(rounds=len(bench.rows[0].round_p50_ms), seconds=bench.seconds, threads=bench.rows[0].threads),
         own_cpu_share=bench.own_cpu_share,
     )

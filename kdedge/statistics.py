@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,10 +53,30 @@ def paired_drop(reference_correct: NDArray[np.bool_], candidate_correct: NDArray
     n = reference_correct.size
     lost = int(np.count_nonzero(reference_correct & ~candidate_correct))
     won = int(np.count_nonzero(candidate_correct & ~reference_correct))
-    centre = (lost - won) / (n + 2)
-    half = Z95 * math.sqrt((lost + won + 1) - (lost - won) ** 2 / (n + 2)) / (n + 2)
+    centre, half = (lost - won) / (n + 2), _paired_half(lost - won, lost + won, n)
     points = 100 * (lost - won) / n
     return Drop(points, 100 * (centre - half), 100 * (centre + half), lost, won, n)
+
+
+def _paired_half(total: float, squares: float, n: int) -> float:
+    """Half the width of `paired_drop`'s interval, as a share, from the sum and the sum of squares of n differences."""
+    return Z95 * math.sqrt(squares + 1 - total**2 / (n + 2)) / (n + 2)
+
+
+def mean_gain(gains: NDArray[np.integer[Any]]) -> tuple[float, tuple[float, float] | None]:
+    """Gain in accuracy in percentage points over seeds, and its interval; None for one seed.
+
+    `gains` is [seeds, n]: 1 where only the candidate gets an image right, -1 where only the reference does, else 0. Seeds
+    differ by chance, and so would other test images, which are the same for all seeds. Few seeds can agree by luck, and
+    Student's interval is then as narrow as if there were no other images; so the wider one counts of `mean_interval` over
+    seeds and of that of `paired_drop` over images, each with its mean over seeds.
+    """
+    points, interval = mean_interval([100 * float(seed.mean()) for seed in gains])
+    if interval is None:
+        return points, None
+    image = gains.mean(axis=0)
+    half = 100 * _paired_half(float(image.sum()), float((image**2).sum()), len(image))
+    return points, (min(interval[0], points - half), max(interval[1], points + half))
 
 
 def quantile(sorted_values: Sequence[float], q: float) -> float:

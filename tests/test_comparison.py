@@ -32,6 +32,7 @@ from kdedge.comparison import (
 from kdedge.errors import KdedgeError, RunError
 
 ROOT = Path(__file__).parent.parent
+LARGE = {"networks.student.model": "mlp-64", "networks.student.fit.epochs": 4}
 STUDY = """
 name: study
 data: {name: fashion-mnist, validation: 200, calibration: 40}
@@ -104,6 +105,16 @@ def row(found: Results, variant: str | None, network: str, precision: str) -> Re
     return only
 
 
+def answer(run: Path, *, wrong: int) -> None:
+    """Let the student of a run answer all test images rightly but the first ones."""
+    content = dict(np.load(run / "predictions.npz"))
+    for precision in ("fp32", "int8"):
+        answers = content["labels"].copy()
+        answers[:wrong] = (answers[:wrong] + 1) % 10
+        content[f"student merged {precision}"] = answers
+    np.savez(run / "predictions.npz", **content)
+
+
 def test_each_variant_with_each_seed_is_a_run_and_the_teacher_is_trained_once_a_seed(study: Path) -> None:
     assert sorted(path.parent.name for path in study.glob("*/run.json")) == sorted(RUNS)
     teachers = {
@@ -154,6 +165,9 @@ def test_tables_of_classes_fit_into_a_terminal(study: Path) -> None:
 
 
 def test_the_difference_of_two_seeds_has_students_interval(study: Path) -> None:
+    for seed, wrong in ((3, 200), (4, 40)):  # seeds so far apart that the noise of the images is less
+        answer(study / f"small.seed{seed}", wrong=wrong)
+        answer(study / f"large.seed{seed}", wrong=0)
     found = results(study)
     assert [(one.variant, one.baseline, one.network, one.precision) for one in found.differences] == [
         ("large", "small", "student", "fp32"),
@@ -168,6 +182,17 @@ def test_the_difference_of_two_seeds_has_students_interval(study: Path) -> None:
     assert one.points == pytest.approx(gains.mean(), abs=1e-3)
     assert one.ci95_points == pytest.approx((gains.mean() - half, gains.mean() + half), abs=1e-2)
     assert one.distinguishable == (abs(gains.mean()) > half)
+
+
+def test_two_seeds_that_agree_by_luck_leave_the_noise_of_the_images(study: Path) -> None:
+    """Three images of 400, the same ones with both seeds: Student's interval would have no width."""
+    for seed in (3, 4):
+        answer(study / f"small.seed{seed}", wrong=3)
+        answer(study / f"large.seed{seed}", wrong=0)
+    one = results(study).differences[0]
+    half = 196 * np.sqrt(3 + 1 - 9 / 402) / 402  # Agresti and Min 2005
+    assert (one.points, one.distinguishable) == (0.75, False)
+    assert one.ci95_points == pytest.approx((0.75 - half, 0.75 + half), abs=1e-3)
 
 
 def test_another_variant_can_be_the_one_to_compare_with(study: Path) -> None:
@@ -265,11 +290,70 @@ def test_runs_of_another_version_of_the_recipe_are_left_out(study: Path) -> None
 
 
 def test_a_variant_that_the_newest_recipe_does_not_have_is_left_out(study: Path) -> None:
-    variants = {"large": {}}
-    rewrite(study / "large.seed4" / "run.json", recipe__variants=variants, later_s=100)
+    rewrite(study / "large.seed4" / "run.json", recipe__variants={"large": LARGE}, later_s=100)
     found = results(study)
     assert sorted(found.left_out) == [str(study / f"small.seed{seed}") for seed in (3, 4)]
     assert {one.variant for one in found.rows} == {"large"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe__networks__teacher__fit__epochs": 7},
+        {"recipe__networks__student__learns__0__temperature": 7},
+        {"recipe__networks__student__fit__lr": 0.5},
+        {"recipe__data__limit": 300},
+        {"recipe__deploy__int8__max_drop_points": 3},
+        {"recipe__variants__large": LARGE | {"networks.student.fit.epochs": 5}},
+    ],
+    ids=["teacher", "field that no variant changes", "part of one that a variant changes", "data", "deploy", "variant"],
+)
+def test_variants_of_two_versions_are_not_compared(study: Path, change: dict[str, Any]) -> None:
+    for run in ("small.seed3", "small.seed4"):
+        rewrite(study / run / "run.json", **change, later_s=100)
+    found = results(study)
+    left_out = {str(study / f"large.seed{seed}"): "made by another version of the recipe" for seed in (3, 4)}
+    assert (found.left_out, found.differences) == (left_out, [])
+
+
+def test_variants_may_differ_in_what_they_change_and_all_that_comes_with_it(study: Path) -> None:
+    """`fit.optimizer: sgd` brings a momentum along, and `view.fraction` a whole view."""
+    changes = {"networks.student.fit.optimizer": "sgd", "networks.student.view.fraction": 0.5}
+    for run in RUNS:
+        name = study / run / "run.json"
+        rewrite(name, recipe__variants__large=changes, recipe__networks__student__model="mlp-8")
+        rewrite(name, recipe__networks__student__fit__epochs=1)
+        if run.startswith("large"):
+            rewrite(name, recipe__networks__student__fit__optimizer="sgd")
+            rewrite(
+                name, recipe__networks__student__fit__momentum=0.9, recipe__networks__student__view={"fraction": 0.5}
+            )
+    assert results(study).left_out == {}
+
+
+def test_a_copy_of_a_run_is_no_other_version(study: Path) -> None:
+    copy = Path(shutil.copytree(study / "small.seed3", study / "small.seed3.bak"))
+    rewrite(copy / "run.json", later_s=100)
+    why = f"as {copy} is a newer run of the same variant and seed"
+    found = results(study)
+    assert found.left_out == {str(study / "small.seed3"): why}
+    assert f"Left out, {why}: {study / 'small.seed3'}." in sentences(found)
+
+
+def test_a_newer_copy_that_is_not_measured_takes_no_place(study: Path) -> None:
+    copy = Path(shutil.copytree(study / "small.seed3", study / "small.seed3.bak"))
+    rewrite(copy / "run.json", later_s=100)
+    (copy / "bench.json").unlink()
+    found = results(study)
+    assert (found.left_out, found.missing) == ({}, [str(copy)])
+    assert row(found, "small", "student", "int8").seeds == [3, 4]
+
+
+def test_a_newer_quick_copy_takes_no_place(study: Path) -> None:
+    copy = Path(shutil.copytree(study / "small.seed3", study / "small.seed3.bak"))
+    rewrite(copy / "run.json", quick=True, later_s=100)
+    rewrite(study / "large.seed4" / "run.json", later_s=200)
+    assert results(study).left_out == {str(copy): "made with --quick"}
 
 
 def test_quick_runs_and_others_are_not_mixed(study: Path) -> None:
@@ -294,20 +378,72 @@ def test_a_page_of_a_single_run_but_none_of_quick_ones(study: Path) -> None:
         table(study)
 
 
-def test_speeds_have_a_spread_and_a_busy_machine_is_named(study: Path) -> None:
-    speeds = []
-    for seed, busy in ((3, 0.9), (4, 1.0)):
-        file = study / f"large.seed{seed}" / "bench.json"
-        rewrite(file, own_cpu_share=busy)
-        measured = {(one["role"], one["precision"]): one for one in json.loads(file.read_text())["rows"]}
-        speeds.append(measured["merged", "int8"]["speedup"])
-    for run in ("small.seed3", "small.seed4"):
-        rewrite(study / run / "bench.json", own_cpu_share=1.0)
+@pytest.mark.parametrize(
+    ("file", "change", "differs"),
+    [
+        ("bench.json", {"device__cpu": "Z80"}, "device.cpu=Z80"),
+        ("bench.json", {"device__onnxruntime": "9.9"}, "versions.onnxruntime=9.9"),
+        ("export/manifest.json", {"versions__torch": "9.9"}, "versions.torch=9.9"),
+        ("run.json", {"data__train": 9}, "images=9"),
+    ],
+)
+def test_a_page_is_of_one_machine_one_set_of_versions_and_the_same_images(
+    study: Path, file: str, change: dict[str, Any], differs: str
+) -> None:
+    table = runpy.run_path(str(ROOT / "tools" / "results.py"))["table"]
+    table.__globals__["ROOT"] = study.parent
+    (study.parent / "recipes").mkdir()
+    (study.parent / "recipes" / "study.yaml").write_text(STUDY)
+    rewrite(study / "large.seed4" / "bench.json", device__load_average_1min=99.5)  # does not matter
+    assert table(study)["images"] == 160
+    rewrite(study / "large.seed4" / file, **change)
+    with pytest.raises(KdedgeError) as error:
+        table(study)
+    assert str(error.value).startswith(f"{study / 'large.seed4'} has {differs}, unlike {study / 'small.seed3'}; ")
+
+
+def speedups(study: Path, run: str) -> dict[tuple[str, str], float]:
+    rows = json.loads((study / run / "bench.json").read_text())["rows"]
+    return {(one["network"], one["precision"]): one["speedup"] for one in rows if one["role"] in ("teacher", "merged")}
+
+
+def busy(study: Path, *names: str) -> None:
+    """Say of these runs that something else ran while they were measured, and of no other."""
+    for run in RUNS:
+        rewrite(study / run / "bench.json", own_cpu_share=0.9 if run in names else 1.0)
+
+
+def test_speeds_have_a_spread(study: Path) -> None:
+    busy(study)
+    seen = [speedups(study, run)["student", "int8"] for run in ("large.seed3", "large.seed4")]
     found = results(study)
-    of_both = row(found, "large", "student", "int8")
-    assert of_both.speedup_sd == pytest.approx(statistics.stdev(speeds), abs=1e-4)
-    assert sentences(found)[0].startswith("Something else kept the processor busy during 1 of 4 measurements;")
+    assert row(found, "large", "student", "int8").speedup == pytest.approx(statistics.mean(seen), abs=1e-4)
+    assert row(found, "large", "student", "int8").speedup_sd == pytest.approx(statistics.stdev(seen), abs=1e-4)
     assert [one.model_dump() for one in found.timing] == [{"rounds": 1, "seconds": 0.01, "threads": 1}]
+
+
+def test_a_busy_machine_is_named_and_its_speeds_left_out(study: Path) -> None:
+    busy(study, "large.seed3", "small.seed3", "small.seed4")
+    found = results(study)
+    one, none = (row(found, variant, "student", "int8") for variant in ("large", "small"))
+    assert one.speedup == pytest.approx(speedups(study, "large.seed4")["student", "int8"], abs=1e-4)
+    assert (one.speedup_sd, none.speedup) == (None, None)
+    assert sentences(found)[0] == (
+        "Something else kept the processor busy during 3 of 4 measurements: their speeds are left out, and training may "
+        "have taken longer than on an idle machine."
+    )
+
+
+def test_a_shared_network_has_the_speed_that_any_of_its_runs_measured(study: Path) -> None:
+    busy(study)
+    for run in ("small.seed3", "small.seed4"):
+        file = study / run / "bench.json"
+        document = json.loads(file.read_text())
+        for one in document["rows"]:
+            one["speedup"] = None  # as where nothing has a teacher
+        file.write_text(json.dumps(document))
+    seen = [speedups(study, run)["teacher", "int8"] for run in ("large.seed3", "large.seed4")]
+    assert row(results(study), None, "teacher", "int8").speedup == pytest.approx(statistics.mean(seen), abs=1e-4)
 
 
 def test_a_difference_within_its_noise_is_called_so() -> None:

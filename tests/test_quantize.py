@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from random_networks import data_of, images, network
@@ -123,11 +121,9 @@ def test_the_weights_of_a_network_stay_its_own_and_layers_keep_their_names() -> 
     assert list(layers_of(made.members[0])) == names
 
 
-def test_training_changes_the_weights_through_the_rounding() -> None:
+def test_every_weight_has_a_gradient_through_the_rounding() -> None:
     made, seen = trained("tcn-student-4")
     made.train()
-    before = copy.deepcopy(made.state_dict())
     made(seen).square().mean().backward()  # type: ignore[no-untyped-call]
     for name, parameter in made.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
-        assert torch.equal(parameter, before[name])

@@ -6,7 +6,16 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from kdedge.statistics import mcnemar, mean_interval, paired_drop, quantile, quantile_interval, ratio_interval, wilson
+from kdedge.statistics import (
+    mcnemar,
+    mean_gain,
+    mean_interval,
+    paired_drop,
+    quantile,
+    quantile_interval,
+    ratio_interval,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +151,31 @@ def test_mean_interval_gives_students_interval() -> None:
     assert mean == pytest.approx(7 / 3)
     assert interval == pytest.approx((7 / 3 - half, 7 / 3 + half))
     assert mean_interval([5.0]) == (5.0, None)
+
+
+def test_mean_gain_is_as_sure_as_the_images_when_all_seeds_gain_the_same() -> None:
+    """More seeds that get the very same images right tell nothing more of these images."""
+    reference, candidate = answers(900, 20, 50, 30)
+    drop = paired_drop(reference, candidate)
+    gain, interval = mean_gain(np.array([candidate.astype(int) - reference] * 3))
+    half = (drop.upper_points - drop.lower_points) / 2
+    assert gain == pytest.approx(3.0)
+    assert interval == pytest.approx((3 - half, 3 + half))
+
+
+def test_mean_gain_averages_what_each_seed_gains_on_an_image() -> None:
+    """One image gained in one seed, another one in the other: half a gain on each of them."""
+    gains = np.array([[1] + 99 * [0], 99 * [0] + [1]])
+    half = 196 * math.sqrt(2 * 0.5**2 + 1 - 1 / 102) / 102
+    assert mean_gain(gains)[1] == pytest.approx((1 - half, 1 + half), rel=1e-4)
+
+
+def test_mean_gain_is_as_sure_as_the_seeds_when_these_differ_more() -> None:
+    gains = np.zeros((3, 1000), np.int8)
+    for seed, gained in enumerate((100, 200, 400)):
+        gains[seed, :gained] = 1
+    assert mean_gain(gains) == mean_interval([10.0, 20.0, 40.0])
+    assert mean_gain(gains[:1]) == (10.0, None)
 
 
 @pytest.mark.parametrize(

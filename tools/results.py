@@ -83,16 +83,31 @@ def table(folder: Path, against: Sequence[str] = ()) -> Document:
     if found.quick:
         raise KdedgeError(f"{folder} was made with --quick: its accuracies mean nothing, so there is no page of them.")
     measured = measurements_of(folder).measured
-    first = measured[0].path
-    data = open_run(first).data
+    first, *others = measured
+    conditions = _conditions(first.path)
+    for one in others:
+        if changes := [f"{dotted(at)}={value}" for at, value in _changes(conditions, _conditions(one.path))]:
+            raise KdedgeError(
+                f"{one.path} has {', '.join(changes)}, unlike {first.path}; a page is of the same images, one "
+                f"machine and one set of versions. Measure alike: kdedge export {folder} --int8, then kdedge bench {folder}."
+            )
     return {
-        "data": " as ".join(data[key] for key in ("name", "as") if key in data),
-        "images": data["train"],
+        **conditions,
         "settings": settings(ROOT / "recipes" / f"{found.recipe}.yaml", [one.recipe for one in measured]),
         **found.model_dump(mode="json", exclude={"rows": {"__all__": {"confusion"}}}),
         "sentences": sentences(found),
-        "device": read_document(first / "bench.json")["device"],
-        "versions": read_manifest(first / "export").versions,
+    }
+
+
+def _conditions(run: Path) -> Document:
+    """On which images, which machine and with which versions a run was made and measured."""
+    data, device = open_run(run).data, read_document(run / "bench.json")["device"]
+    versions = read_manifest(run / "export").versions
+    return {
+        "data": " as ".join(data[key] for key in ("name", "as") if key in data),
+        "images": data["train"],
+        "device": {key: device[key] for key in ("cpu", "cores", "cpu_class")},
+        "versions": versions | {name: device[name] for name in versions if name in device},  # of what timed the files
     }
 
 
