@@ -18,6 +18,7 @@ NOTES = [
     "peak_rss_bytes is what comes on top of empty_runner_rss_bytes",
 ]
 BUSY = 0.95  # own_cpu_share below this: something else ran on the measuring core
+FEWEST_ROUNDS = 3  # that tell equal speeds from unknown ones: half an interval of two is 13 of their standard errors
 PARTS = ("member", "head")  # roles of files that are no network by themselves
 
 Interval = tuple[float, float]
@@ -107,7 +108,7 @@ def _against_fp32(name: str, int8: BenchRow, fp32: BenchRow) -> str:
     faster = _faster(int8, fp32)
     if faster is None:
         told = f"{name}: int8 and fp32 {_undecided(int8)} {times}."
-        return told if len(int8.round_p50_ms) == 1 else f"{told} int8 only changes the size {sizes}."
+        return told if len(int8.round_p50_ms) < FEWEST_ROUNDS else f"{told} int8 only changes the size {sizes}."
     if faster:
         return f"{name}: int8 is {faster} as fast as fp32 {times}, in a file of {_kb(int8)} against {_kb(fp32)}."
     return f"{name}: int8 is slower than fp32 here {times}. Ship fp32, unless size matters {sizes}."
@@ -155,8 +156,8 @@ def _faster(row: BenchRow, other: BenchRow) -> str | None:
 
 def _undecided(row: BenchRow) -> str:
     rounds = len(row.round_p50_ms)
-    if rounds == 1:
-        return "cannot be told apart in speed by one round"
+    if rounds < FEWEST_ROUNDS:
+        return f"cannot be told apart in speed by {'one round' if rounds == 1 else 'two rounds'}"
     return f"are not distinguishable in speed after {rounds} rounds"
 
 

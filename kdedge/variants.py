@@ -48,7 +48,7 @@ QUICK_IMAGES, QUICK_EPOCHS, QUICK_STEPS, QUICK_DROP_POINTS = 1024, 2, 10, 10.0
 
 
 def quick(recipe: Recipe) -> Recipe:
-    """The same recipe made small, to try the whole chain in about a minute; its accuracies mean nothing.
+    """The same recipe made small, to try the whole chain in less than a minute; its accuracies mean nothing.
 
     So its gate is wide: a network that has hardly learned has logits so close that int8 changes their order.
     """

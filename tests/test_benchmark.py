@@ -253,6 +253,12 @@ def test_one_round_says_that_it_cannot_tell() -> None:
     assert told == "teacher: int8 and fp32 cannot be told apart in speed by one round (0.070 ms against 0.169 ms)."
 
 
+def test_two_rounds_that_differ_leave_the_speed_open() -> None:
+    noisy = row("students", "merged", "fp32", 0.131, 370), row("students", "merged", "int8", 0.128, 98, spread=0.2)
+    (told,) = sentences(prototype(*(one.model_copy(update={"round_p50_ms": one.round_p50_ms[:2]}) for one in noisy)))
+    assert told == "students: int8 and fp32 cannot be told apart in speed by two rounds (0.128 ms against 0.131 ms)."
+
+
 def test_a_busy_machine_and_restless_times_are_said_first() -> None:
     restless = TEACHER[0].model_copy(update={"settled": False})
     first, second, *_ = sentences(prototype(restless, TEACHER[1], own_cpu_share=0.61))
