@@ -123,7 +123,8 @@ def _agreements(manifest: Manifest, images: int) -> Iterator[str]:
 def roles(recipe: Recipe) -> list[tuple[str, Role]]:
     """What is exported: networks that others learn from are teachers, what nobody learns from is merged and shipped.
 
-    Who learns comes after its teachers, so the first one is who taught all others. A network that learns what another leaves over is exported as a member of what is made of it: alone it says nothing.
+    Who learns comes after its teachers, so the first one is who taught all others. A network that learns what another
+    leaves over is exported as a member of what is made of it: alone it says nothing.
     """
     taught_from = {teacher for network in recipe.networks.values() for teacher in network.teachers}
     return [
@@ -187,7 +188,7 @@ def _write(
     folder: Path, piece: _Piece, images: Tensor, compared: Tensor, info: DatasetInfo, int8: bool
 ) -> Iterator[ExportedFile]:
     """Write a piece in fp32 and, if wanted, int8: calibrated on `images`, uint8 [n, C, H, W], or, if it was trained quantized,
-    with its own scales, and then compared with the network in torch on the images `compared`."""
+    with its own scales. On the images `compared`, fp32 is held against the network, and the latter against its simulation."""
     pixels = PixelScale(info.mean, pixel_scale(info)) if piece.calibrate is None else None
     given, inputs = piece.takes(compared[:CHECKED_IMAGES], info)
     example = inputs[:2]

@@ -117,9 +117,9 @@ def measure(
     precisions: Container[str] = get_args(Precision),
     known: Known | None = None,
 ) -> Validation:
-    """Accuracy of every graph of the export folder on `device`: images uint8 [n, C, H, W], labels integer [n].
+    """Accuracy of every graph in `precisions` of the export folder on `device`: images uint8 [n, C, H, W], labels integer [n].
 
-    Of graphs in `precisions`, to be exact. What is in `known` is not measured again, and what is measured is put there. Raises RunError when a file is not the one
+    What is in `known` is not measured again, and what is measured is put there. Raises RunError when a file is not the one
     of the manifest, DeviceError when the device cannot do it.
     """
     wanted = [graph for graph in graphs(read_manifest(export)) if graph.precision in precisions]
@@ -213,11 +213,12 @@ def _judge(validation: Validation, network: str, role: str, max_drop_points: flo
     drop = paired_drop(fp32, int8)
     passed = drop.upper_points <= max_drop_points  # false for nan
     least = paired_drop(fp32, fp32).upper_points  # what as many images show at best
-    few = (
-        f"; {drop.n} images cannot show less than {least:.2f}, keep more for validation"
-        if least > max_drop_points
-        else ""
+    reason = (
+        f"{name}: int8 drops by {drop.points:.2f} points on {drop.n} images, with an upper 95% bound of "
+        f"{drop.upper_points:.2f}; {max_drop_points:g} are allowed"
     )
+    if least > max_drop_points:
+        reason += f"; {drop.n} images cannot show less than {least:.2f}, keep more for validation"
     return GateResult(
         network=network,
         role=role,
@@ -228,8 +229,7 @@ def _judge(validation: Validation, network: str, role: str, max_drop_points: flo
         only_fp32=drop.only_reference,
         only_int8=drop.only_candidate,
         n=drop.n,
-        reason=f"{name}: int8 drops by {drop.points:.2f} points on {drop.n} images, with an upper 95% bound of "
-        f"{drop.upper_points:.2f}; {max_drop_points:g} are allowed{few}",
+        reason=reason,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -66,14 +67,12 @@ def bench(run: Path | None, device: str, threads: int | None, runs: Path, data_d
     """Measure accuracy, latency, start-up and memory of the exported files, on the device."""
     from kdedge.benchmark import bench, rows_for_print
     from kdedge.progress import progress
-    from kdedge.store import find_run, runs_of
+    from kdedge.store import find_run
     from kdedge.validate import Known
 
     folder = find_run(run, runs)
     documents, known = [], Known()
-    for one in (found := runs_of(folder)):
-        if len(found) > 1 and not as_json:
-            click.echo(click.style(one.relative_to(folder).as_posix(), bold=True))
+    for one in _named_runs(folder, quiet=as_json):
         with progress() as shown:
             report = bench(one, device=device, threads=threads, data_dir=data_dir, progress=shown.note, known=known)
         documents.append(report.model_dump(mode="json"))
@@ -110,14 +109,12 @@ def validate(
     """
     from kdedge.portability import rows_to_print, sentences, validate
     from kdedge.progress import progress
-    from kdedge.store import find_run, runs_of
+    from kdedge.store import find_run
     from kdedge.validate import Known
 
     folder = find_run(run, runs)
     documents, known = [], Known()
-    for one in (found := runs_of(folder)):
-        if len(found) > 1 and not as_json:
-            click.echo(click.style(one.relative_to(folder).as_posix(), bold=True))
+    for one in _named_runs(folder, quiet=as_json):
         with progress() as shown:
             report = validate(one, cpu_classes=cpu_classes, full=full, data_dir=data_dir, progress=shown, known=known)
         documents.append(report.model_dump(mode="json"))
@@ -191,3 +188,13 @@ def verify(folder: Path | None, runs: Path, data_dir: Path | None, as_json: bool
         print_runs(documents)
     if problems:
         raise PackageError(problems)
+
+
+def _named_runs(folder: Path, *, quiet: bool) -> Iterator[Path]:
+    """The runs of a folder, and where there are several, the name of each ahead of what is printed of it."""
+    from kdedge.store import runs_of
+
+    for one in (found := runs_of(folder)):
+        if len(found) > 1 and not quiet:
+            click.echo(click.style(one.relative_to(folder).as_posix(), bold=True))
+        yield one
