@@ -1,7 +1,7 @@
 """A float32 graph in int8, as QDQ that onnxruntime fuses, portable between CPUs: with ranges from samples, or with its own.
 
-Activations are uint8, weights int8 by channel in the reduced 7-bit range: CPUs that add two u8 x s8 products in 16 bits
-(AVX2 and AVX-512 without VNNI) would saturate with 8-bit weights and lose accuracy without a word.
+Activations are uint8. CPUs that add two u8 x s8 products in 16 bits (AVX2 and AVX-512 without VNNI) saturate with weights of
+8 bits in int8, and lose accuracy without a word: weights are int8 in a range of 7 bits, or uint8, of which the sums are exact.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import copy
 import logging
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,23 @@ from exporters.float32 import ExportError, PixelScale, from_pixels
 
 # onnxruntime computes an int8 convolution of so many filters or more without a copy of the image's patches, but not in groups.
 DIRECT_FILTERS = 16
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the weights of an int8 graph are written."""
+
+    weights: QuantType
+    symmetric: bool  # about 0; a zero point is then the same for all channels, which onnxruntime asks for
+    by_channel: bool
+    seven_bits: bool
+
+
+FORMS = {
+    "int8": Form(QuantType.QInt8, symmetric=True, by_channel=True, seven_bits=True),
+    "int8-u8u8": Form(QuantType.QUInt8, symmetric=True, by_channel=True, seven_bits=False),
+    "int8-u8u8-tensor": Form(QuantType.QUInt8, symmetric=False, by_channel=False, seven_bits=False),
+}
 CALIBRATION_BATCH = 64  # samples; onnxruntime holds the activations of one batch at a time
 
 
@@ -38,9 +56,13 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def quantize(
-    graph: onnx.ModelProto, samples: NDArray[np.float32], pixels: PixelScale | None, shape: tuple[int, int, int] | None
+    graph: onnx.ModelProto,
+    samples: NDArray[np.float32],
+    pixels: PixelScale | None,
+    shape: tuple[int, int, int] | None,
+    form: Form = FORMS["int8"],
 ) -> onnx.ModelProto:
-    """`graph`, of one float32 input, quantized with the ranges that `samples` [n, ...] of that input give.
+    """`graph`, of one float32 input, quantized in a form with the ranges that `samples` [n, ...] of that input give.
 
     With `pixels` and `shape` [C, H, W] the input becomes `image`, uint8: the first quantized tensor is the pixels
     themselves. Outputs stay float32, as the last layer computes them.
@@ -60,13 +82,17 @@ def quantize(
                 str(path),
                 _Reader(name, samples),
                 quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                reduce_range=True,
+                per_channel=form.by_channel,
+                reduce_range=form.seven_bits,
                 activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
+                weight_type=form.weights,
                 calibrate_method=CalibrationMethod.MinMax,
-                # The second: pixels that are reshaped or pooled before any layer computes are integers as well.
-                extra_options={"TensorQuantOverrides": overrides, "ForceQuantizeNoInputCheck": True},
+                extra_options={
+                    "TensorQuantOverrides": overrides,
+                    "WeightSymmetric": form.symmetric,
+                    # Pixels that are reshaped or pooled before any layer computes are integers as well.
+                    "ForceQuantizeNoInputCheck": True,
+                },
             )
             quantized = onnx.load(path)
     finally:

@@ -91,10 +91,10 @@ def sentences(report: BenchReport) -> list[str]:
     accuracy = {(row.network, row.role, row.precision): row for row in report.validation.rows}
     for (network, role, precision), row in whole.items():
         fp32 = whole.get((network, role, "fp32"))
-        if precision == "int8" and fp32:
+        if precision != "fp32" and fp32:
             said.append(_against_fp32(_name(report, row), row, fp32))
     for key, row in whole.items():
-        teacher = next((r for r in whole.values() if r.role == "teacher" and r.precision == row.precision), None)
+        teacher = next((r for r in whole.values() if r.role == "teacher" and _in_float(r) == _in_float(row)), None)
         if row.role != "teacher" and teacher:
             said.append(_against_teacher(_name(report, row), row, teacher, accuracy, key))
     if len({(row.network, row.role) for row in whole.values()}) > 1:
@@ -102,16 +102,24 @@ def sentences(report: BenchReport) -> list[str]:
     return said
 
 
+def _in_float(row: BenchRow) -> bool:
+    return row.precision == "fp32"
+
+
 def _against_fp32(name: str, int8: BenchRow, fp32: BenchRow) -> str:
     times = f"({_ms(int8)} against {_ms(fp32)})"
     sizes = f"({_kb(int8)} against {_kb(fp32)})"
     faster = _faster(int8, fp32)
     if faster is None:
-        told = f"{name}: int8 and fp32 {_undecided(int8)} {times}."
-        return told if len(int8.round_p50_ms) < FEWEST_ROUNDS else f"{told} int8 only changes the size {sizes}."
+        told = f"{name}: {int8.precision} and fp32 {_undecided(int8)} {times}."
+        return (
+            told
+            if len(int8.round_p50_ms) < FEWEST_ROUNDS
+            else f"{told} {int8.precision} only changes the size {sizes}."
+        )
     if faster:
-        return f"{name}: int8 is {faster} as fast as fp32 {times}, in a file of {_kb(int8)} against {_kb(fp32)}."
-    return f"{name}: int8 is slower than fp32 here {times}. Ship fp32, unless size matters {sizes}."
+        return f"{name}: {int8.precision} is {faster} as fast as fp32 {times}, in a file of {_kb(int8)} against {_kb(fp32)}."
+    return f"{name}: {int8.precision} is slower than fp32 here {times}. Ship fp32, unless size matters {sizes}."
 
 
 def _against_teacher(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -25,7 +26,7 @@ from exporters.float32 import (
     to_graph,
     with_weights,
 )
-from exporters.int8 import DIRECT_FILTERS, quantize, quantize_trained
+from exporters.int8 import DIRECT_FILTERS, FORMS, quantize, quantize_trained
 from exporters.parity import check, check_trained
 from kdedge import store
 from kdedge.audit import audit, tensors
@@ -33,6 +34,7 @@ from kdedge.data.batches import normalise, pixel_scale
 from kdedge.data.catalog import DatasetInfo
 from kdedge.data.load import load_recorded
 from kdedge.errors import GateError, RunError
+from kdedge.gates import Place, judge
 from kdedge.manifest import DataRecord, ExportedFile, Manifest, Precision, Role
 from kdedge.models.network import Network, count_parameters
 from kdedge.models.rewriting import rewritten
@@ -44,7 +46,7 @@ from kdedge.quantize.layers import in_float, rounded, with_rounded_biases
 from kdedge.recipe import Recipe
 from kdedge.recipe_reader import resolved_recipe
 from kdedge.store import Run
-from kdedge.validate import Known, gate, measure
+from kdedge.validate import Known, measure
 
 CHECKED_IMAGES = 250  # validation images on which a float32 file is held against its network in torch
 COMPARED_IMAGES = 2000  # those on which an int8 file is held against its simulation in torch
@@ -60,8 +62,9 @@ def export(
 ) -> Manifest:
     """Write the run's teacher, members, heads and merged networks to RUN/export, then measure what was written.
 
-    Calls that are given the same `known`, empty at first, measure a file that their runs share once. Raises GateError when an int8 file lost more accuracy on the validation split than the recipe allows: the files and
-    the manifest are left, and say so. Raises RunError when the run is unfinished or damaged.
+    Calls that are given the same `known`, empty at first, measure a file that their runs share once. Raises GateError when an
+    int8 file lost more accuracy on the validation split than the recipe allows, on a CPU class that it is for: the files
+    and the manifest are left, and say so. Raises RunError when the run is unfinished or damaged.
     """
     progress = progress or Quiet()
     run = run if isinstance(run, Run) else store.open_run(Path(run))
@@ -84,25 +87,26 @@ def export(
             files=[],
         )
         pieces = [piece for name, role, network in networks for piece in _pieces(name, role, network, recipe)]
+        write = partial(_write, folder, calibration, compared, dataset.info)
         for done, piece in enumerate(pieces):
             progress.update("export", done, len(pieces), piece.file_name("fp32"))
-            manifest.files += _write(folder, piece, calibration, compared, dataset.info, int8)
+            for precision in get_args(Precision)[: 1 + int8]:
+                manifest.files.append(write(piece, precision))
         progress.update("export", len(pieces), len(pieces), f"{len(manifest.files)} files")
         progress.finish()
         for note in _agreements(manifest, len(compared)):
             progress.note(note)
-        if int8:
-            quantized = [file for file in manifest.files if file.precision == "int8"]
-            for file, float_nodes in zip(quantized, audit(folder, quantized)[1], strict=True):
-                file.float_nodes = float_nodes
-        store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
         progress.note(f"measuring {len(manifest.files)} files on {len(validation[1]):,} validation images")
-        measured = measure(folder, *validation, split="validation", known=known)
-        manifest.accuracy = measured.rows
-        manifest.gates = gate(measured, recipe.deploy.int8.max_drop_points) if int8 else []
+        store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+        if int8:
+            _record_float_nodes(folder, manifest.files)
+            in_form = partial(_in_form, folder, pieces, write)
+            judge(folder, manifest, *validation, recipe.deploy, in_form, known=known, progress=progress)
+        else:
+            manifest.accuracy = measure(folder, *validation, split="validation", known=known).rows
         store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
         store.drop_measurements(run.path)
-    if refused := [result.reason for result in manifest.gates if not result.passed]:
+    if refused := [verdict.reason for verdict in manifest.refused]:
         raise GateError(
             "\n".join(["The int8 export lost too much accuracy:", *(f"  {reason}" for reason in refused)])
             + f"\nThe files are in {run.path / 'export'}; ship the fp32 files, or train longer and export again."
@@ -144,18 +148,36 @@ class _Piece:
     gives: str  # "dense" or "logits"
     calibrate: Network | None = None  # of a head: the network whose dense vectors it takes, instead of images
     bits: int | None = None  # of weights that were trained quantized
-    traced: dict[Precision, onnx.ModelProto] = field(default_factory=dict)  # shared by members with equal layers
+    traced: dict[float, onnx.ModelProto] = field(default_factory=dict)  # shared by members with equal layers
+
+    @property
+    def place(self) -> Place:
+        """The network that it is of, and the role of the file that completes it."""
+        return (self.network.rpartition(".")[0], "head") if self.role == "member" else (self.network, self.role)
 
     @property
     def input_name(self) -> str:
         return PIXELS if self.calibrate is None else "dense"
 
-    def graph(self, precision: Precision, module: nn.Module, example: Tensor) -> onnx.ModelProto:
-        """The graph of `module`, the form that this piece takes in a precision."""
-        if precision in self.traced:
-            return with_weights(self.traced[precision], module)
-        self.traced[precision] = to_graph(module, example, self.input_name, self.gives)
-        return self.traced[precision]
+    @property
+    def in_float(self) -> nn.Module:
+        return self.module if self.bits is None else in_float(self.module)
+
+    def graph(self, example: Tensor, apart_from: float = math.inf) -> onnx.ModelProto:
+        """Its graph in float, of a network in fewer and larger layers, but those of siblings of so many filters or more.
+
+        Members and heads stay as they are, and so does what was trained quantized: each of its layers has scales of its own.
+        """
+        module = self.in_float
+        if self.bits is None and isinstance(module, Network):
+            apart_from = apart_from if len(module.members) > 1 else math.inf  # which is the same, traced once
+            module = rewritten(module, example, apart_from)
+        else:
+            apart_from = math.inf
+        if apart_from in self.traced:
+            return with_weights(self.traced[apart_from], module)
+        self.traced[apart_from] = to_graph(module, example, self.input_name, self.gives)
+        return self.traced[apart_from]
 
     def takes(self, images: Tensor, info: DatasetInfo) -> tuple[Tensor, Tensor]:
         """What the file takes for `images`, uint8 [n, C, H, W], and what the module takes."""
@@ -176,7 +198,7 @@ def _pieces(name: str, role: Role, network: Network, recipe: Recipe) -> Iterator
     quantize = recipe.networks[name].quantize
     bits = None if quantize is None else quantize.weights
     if role == "merged" and recipe.networks[name].is_group:
-        views, traced = recipe.views(name), defaultdict[Any, dict[Precision, onnx.ModelProto]](dict)
+        views, traced = recipe.views(name), defaultdict[Any, dict[float, onnx.ModelProto]](dict)
         for number, member in enumerate(network.members):
             layers = network.models[number], views[number]
             yield _Piece(f"{name}.{number}", "member", member, "dense", bits=bits, traced=traced[layers])
@@ -184,38 +206,58 @@ def _pieces(name: str, role: Role, network: Network, recipe: Recipe) -> Iterator
     yield _Piece(name, role, network, "logits", bits=bits)
 
 
+def _in_form(
+    folder: Path,
+    pieces: list[_Piece],
+    write: Callable[[_Piece, Precision], ExportedFile],
+    form: Precision,
+    places: Collection[Place],
+) -> list[ExportedFile]:
+    """Write what is at some places in another form of int8. What was trained quantized has one."""
+    files = [write(one, form) for one in pieces if one.place in places and one.bits is None]
+    _record_float_nodes(folder, files)
+    return files
+
+
 def _write(
-    folder: Path, piece: _Piece, images: Tensor, compared: Tensor, info: DatasetInfo, int8: bool
-) -> Iterator[ExportedFile]:
-    """Write a piece in fp32 and, if wanted, int8: calibrated on `images`, uint8 [n, C, H, W], or, if it was trained quantized,
+    folder: Path, images: Tensor, compared: Tensor, info: DatasetInfo, piece: _Piece, precision: Precision
+) -> ExportedFile:
+    """Write a piece in fp32, or in a form of int8: calibrated on `images`, uint8 [n, C, H, W], or, if it was trained quantized,
     with its own scales. On the images `compared`, fp32 is held against the network, and the latter against its simulation."""
     pixels = PixelScale(info.mean, pixel_scale(info)) if piece.calibrate is None else None
     given, inputs = piece.takes(compared[:CHECKED_IMAGES], info)
-    example = inputs[:2]
-    plain = piece.module if piece.bits is None else in_float(piece.module)
+    path, example, measured = folder / piece.file_name(precision), inputs[:2], dict[str, float | None]()
     try:
-        graph = piece.graph("fp32", _for_device(piece, plain, example), example)
-        whole = from_pixels(graph, pixels, info.shape) if pixels else graph
-        path = folder / piece.file_name("fp32")
-        store.write_bytes(path, whole.SerializeToString(deterministic=True))
-        yield _describe(path, piece, "fp32", whole, difference_to_torch=check(path, plain, given.numpy(), inputs))
-        if not int8:
-            return
-        path = folder / piece.file_name("int8")
-        if piece.bits is None:
-            if isinstance(plain, Network) and len(plain.members) > 1:
-                graph = piece.graph("int8", _for_device(piece, plain, example, DIRECT_FILTERS), example)
+        if precision == "fp32":
+            graph = piece.graph(example)
+            whole = from_pixels(graph, pixels, info.shape) if pixels else graph
+        elif piece.bits is None:
             _, samples = piece.takes(images, info)
-            whole = quantize(graph, np.ascontiguousarray(samples.numpy()), pixels, info.shape)
+            graph = piece.graph(example, DIRECT_FILTERS)
+            whole = quantize(graph, np.ascontiguousarray(samples.numpy()), pixels, info.shape, FORMS[precision])
         else:
             # Not `piece.graph`: the ranges of what its layers take are constants of this graph, not weights.
             graph = to_graph(rounded(piece.module), example, piece.input_name, piece.gives)
             whole = quantize_trained(graph, LIMITS[piece.bits], pixels, info.shape)
         store.write_bytes(path, whole.SerializeToString(deterministic=True))
-        measured = {} if piece.bits is None else _compared(path, piece, compared, info)
-        yield _describe(path, piece, "int8", whole, **measured)
+        if precision == "fp32":
+            measured = {"difference_to_torch": check(path, piece.in_float, given.numpy(), inputs)}
+        elif piece.bits is not None:
+            measured = _compared(path, piece, compared, info)
     except ExportError as error:
         raise RunError(f"{piece.network} ({piece.role}) cannot be exported: {error}") from None
+    return ExportedFile(
+        network=piece.network,
+        role=piece.role,
+        precision=precision,
+        path=path.name,
+        sha256=store.sha256(path),
+        bytes=path.stat().st_size,
+        parameters=count_parameters(piece.module),
+        inputs=tensors(whole.graph.input),
+        outputs=tensors(whole.graph.output),
+        **measured,
+    )
 
 
 def _compared(path: Path, piece: _Piece, images: Tensor, info: DatasetInfo) -> dict[str, float | None]:
@@ -227,29 +269,11 @@ def _compared(path: Path, piece: _Piece, images: Tensor, info: DatasetInfo) -> d
     return {"difference_to_torch": difference, "agreement_with_torch": agreement}
 
 
-def _for_device(piece: _Piece, module: nn.Module, example: Tensor, apart_from: float = math.inf) -> nn.Module:
-    """A network in fewer and larger layers. Members and heads stay as they are, and so does what was trained quantized: each of
-    its layers has scales of its own."""
-    if piece.bits is not None or not isinstance(module, Network):
-        return module
-    return rewritten(module, example, apart_from)
-
-
-def _describe(
-    path: Path, piece: _Piece, precision: Precision, graph: onnx.ModelProto, **measured: object
-) -> ExportedFile:
-    return ExportedFile(
-        network=piece.network,
-        role=piece.role,
-        precision=precision,
-        path=path.name,
-        sha256=store.sha256(path),
-        bytes=path.stat().st_size,
-        parameters=count_parameters(piece.module),
-        inputs=tensors(graph.graph.input),
-        outputs=tensors(graph.graph.output),
-        **measured,
-    )
+def _record_float_nodes(folder: Path, files: list[ExportedFile]) -> None:
+    """Note of each int8 file which nodes onnxruntime computes in float."""
+    quantized = [file for file in files if file.precision != "fp32"]
+    for file, float_nodes in zip(quantized, audit(folder, quantized)[1], strict=True):
+        file.float_nodes = float_nodes
 
 
 def _finished(run: Run, recipe: Recipe, name: str) -> Network:

@@ -7,7 +7,7 @@ an older one does not, has a default.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,7 +16,8 @@ from kdedge.errors import RunError
 from kdedge.store import Run, inside, read_as, sha256
 
 Role = Literal["teacher", "member", "head", "merged"]
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "int8", "int8-u8u8", "int8-u8u8-tensor"]
+FORMS: tuple[Precision, ...] = get_args(Precision)[1:]  # of int8, as exporters/int8.py has them, in the order of trying
 
 
 class TensorInfo(BaseModel):
@@ -64,6 +65,8 @@ class GateResult(BaseModel):
 
     network: str
     role: str
+    precision: Precision = "int8"
+    cpu_class: str | None = None  # where int8 was run; null: on the machine that exported
     drop_points: float | None
     upper95_points: float | None  # upper end of the two-sided 95% interval of the paired drop
     max_drop_points: float
@@ -72,6 +75,11 @@ class GateResult(BaseModel):
     only_int8: int
     n: int
     reason: str  # one sentence
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What was judged."""
+        return self.network, self.role
 
 
 class DataRecord(BaseModel):
@@ -98,7 +106,14 @@ class Manifest(BaseModel):
     validation: list[int] = []  # the same, of the images that `accuracy` and `gates` are on
     versions: dict[str, str] = {}
     accuracy: list[ValidationRow] = []
-    gates: list[GateResult] = []  # the verdict on each int8 network
+    gates: list[GateResult] = []  # the verdict on each int8 network on each CPU class, in every form that was tried
+    ships: dict[str, list[str]] = {}  # for each CPU class, the int8 files that passed on it
+
+    @property
+    def refused(self) -> list[GateResult]:
+        """The verdicts on what passed in no form on a CPU class that it is for."""
+        passed = {(gate.network, gate.role, gate.cpu_class) for gate in self.gates if gate.passed}
+        return [gate for gate in self.gates if (gate.network, gate.role, gate.cpu_class) not in passed]
 
 
 def read_manifest(export: Path) -> Manifest:

@@ -17,7 +17,7 @@ from kdedge import devices
 from kdedge.data.load import load_recorded
 from kdedge.devices import emulated
 from kdedge.errors import DeviceError, RunError
-from kdedge.manifest import ValidationRow, manifest_of
+from kdedge.manifest import FORMS, ValidationRow, manifest_of
 from kdedge.progress import Quiet
 from kdedge.statistics import paired_drop
 from kdedge.store import CPU_CLASSES, Run, lock, open_run, write_json
@@ -32,6 +32,7 @@ class ClassRow(BaseModel):
 
     network: str
     role: str
+    precision: str = "int8"
     cpu_class: str
     status: Literal["validated", "not validated"]
     reason: str | None = None  # why it was not
@@ -84,7 +85,7 @@ def validate(
     run = run if isinstance(run, Run) else open_run(Path(run))
     with lock(run.path):
         manifest = manifest_of(run)
-        if all(file.precision != "int8" for file in manifest.files):
+        if all(file.precision == "fp32" for file in manifest.files):
             raise RunError(f"{run.path / 'export'} has no int8 files. Export again: kdedge export {run.path} --int8")
         data = load_recorded(run.data, data_dir)
         n = QUICK_IMAGES if run.quick else len(data.test_labels) if full else IMAGES
@@ -97,13 +98,13 @@ def validate(
         rows = []
         for name in wanted:
             if name == native.device.get("cpu_class"):
-                rows += _rows(name, native, native)
+                rows += _rows(native, native)
             elif reason := emulated.problem(name):
                 rows += _not_validated(name, reason, native)
             else:
                 progress.note(f"{name}: int8 on {len(labels):,} test images, emulated, which takes minutes")
                 try:
-                    rows += _rows(name, said_on(device=name, precisions=("int8",)), native)
+                    rows += _rows(said_on(device=name, precisions=FORMS), native)
                 except DeviceError as error:
                     rows += _not_validated(name, str(error), native)
         report = CpuClasses(
@@ -119,23 +120,22 @@ def validate(
     return report
 
 
-def _rows(cpu_class: str, there: Validation, native: Validation) -> list[ClassRow]:
-    """The rows of a class, from what it said and from what this machine said. Raises DeviceError when it is another class."""
-    if (found := there.device.get("cpu_class")) != cpu_class:
-        raise DeviceError(f"the runner says that it ran on {found}, expected {cpu_class}")
+def _rows(there: Validation, native: Validation) -> list[ClassRow]:
+    """The rows of a class, from what it said and from what this machine said."""
     qemu = there.device.get("emulated")
     rows = []
     for row in there.rows:
-        if row.precision != "int8":
+        if row.precision == "fp32":
             continue
-        said, fp32, here = (
-            one.predictions(row.network, row.role, precision)
-            for one, precision in ((there, "int8"), (native, "fp32"), (native, "int8"))
-        )
-        drop = paired_drop(*(one.right(row.network, row.role, p) for one, p in ((native, "fp32"), (there, "int8"))))
+        compared = (there, row.precision), (native, "fp32"), (native, row.precision)
+        said, fp32, here = (one.predictions(row.network, row.role, precision) for one, precision in compared)
+        right, fp32_right, _ = (one.right(row.network, row.role, precision) for one, precision in compared)
+        drop = paired_drop(fp32_right, right)
         rows.append(
             ClassRow(
-                **row.model_dump(include={"network", "role", "cpu_class", "n", "correct", "accuracy", "accuracy_ci95"}),
+                **row.model_dump(
+                    include={"network", "role", "precision", "cpu_class", "n", "correct", "accuracy", "accuracy_ci95"}
+                ),
                 status="validated",
                 emulated=qemu is not None,
                 qemu=qemu,
@@ -151,9 +151,14 @@ def _rows(cpu_class: str, there: Validation, native: Validation) -> list[ClassRo
 
 def _not_validated(cpu_class: str, reason: str, native: Validation) -> list[ClassRow]:
     return [
-        ClassRow(network=row.network, role=row.role, cpu_class=cpu_class, status="not validated", reason=reason)
+        ClassRow(
+            **row.model_dump(include={"network", "role", "precision"}),
+            cpu_class=cpu_class,
+            status="not validated",
+            reason=reason,
+        )
         for row in native.rows
-        if row.precision == "int8"
+        if row.precision != "fp32"
     ]
 
 
@@ -169,13 +174,17 @@ def sentences(report: CpuClasses) -> list[str]:
 
 def rows_to_print(report: CpuClasses) -> tuple[list[str], list[list[str]]]:
     """The rows as a table, one graph after the other."""
-    graphs = list(dict.fromkeys((row.network, row.role) for row in report.rows))
-    rows = sorted(report.rows, key=lambda row: graphs.index((row.network, row.role)))
+    graphs = list(dict.fromkeys(_graph(row) for row in report.rows))
+    rows = sorted(report.rows, key=lambda row: graphs.index(_graph(row)))
     return ["graph", "CPU class", "run on", "accuracy %", "as fp32", "as here"], [_cells(row) for row in rows]
 
 
+def _graph(row: ClassRow) -> str:
+    return f"{row.network} {row.role}" + ("" if row.precision == "int8" else f" {row.precision}")
+
+
 def _cells(row: ClassRow) -> list[str]:
-    names = [f"{row.network} {row.role}", row.cpu_class]
+    names = [_graph(row), row.cpu_class]
     if row.accuracy is None or row.accuracy_ci95 is None:
         return [*names, "not validated", "", "", ""]
     half = (row.accuracy_ci95[1] - row.accuracy_ci95[0]) / 2

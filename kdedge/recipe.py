@@ -25,6 +25,7 @@ from kdedge.losses.logits import KD, CrossEntropy
 from kdedge.models import catalog
 from kdedge.recipe_images import Augment, Data, Fields, Impressions, View
 from kdedge.recipe_values import (
+    CpuClass,
     ModelName,
     NetworkName,
     NotNegativeFloat,
@@ -211,6 +212,12 @@ class Deploy(Fields):
     """What is exported, and what must hold."""
 
     int8: Int8 = Int8()
+    cpu_classes: Annotated[tuple[CpuClass, ...], FromList] = Field(
+        (),
+        max_length=16,
+        description="those that int8 must hold on; without any, that of the machine that exports",
+        examples=[["x86-avx2", "arm64-dotprod"]],
+    )
 
 
 class Bench(Fields):

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag
 
 from kdedge.data.catalog import DATASETS
+from kdedge.devices import CPU_CLASSES
 from kdedge.losses.lesson import NOT_NETWORKS, FromList, one_or_list
 from kdedge.models import catalog
 from kdedge.rules.recipe import MAX_MEMBERS
@@ -22,6 +23,12 @@ def _known_dataset(name: str) -> str:
 def _known_model(name: str) -> str:
     if catalog.find(name) is None:
         raise ValueError(unknown("model", name, catalog.names()))
+    return name
+
+
+def _known_cpu_class(name: str) -> str:
+    if name not in CPU_CLASSES:
+        raise ValueError(unknown("CPU class", name, CPU_CLASSES))
     return name
 
 
@@ -41,6 +48,7 @@ ModelName = Annotated[
     AfterValidator(_known_model),
     Field(description=f"one of {', '.join(catalog.names())}", examples=[*catalog.MODELS]),
 ]
+CpuClass = Annotated[str, AfterValidator(_known_cpu_class), Field(json_schema_extra={"enum": list(CPU_CLASSES)})]
 MemberModels = Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=MAX_MEMBERS), FromList]
 OneOrMoreModels = Annotated[
     Annotated[ModelName, Tag("one")] | Annotated[MemberModels, Tag("list")], Discriminator(one_or_list)

@@ -1,4 +1,4 @@
-"""Accuracy of exported files on a device, with confidence intervals, and the gate that compares int8 with fp32.
+"""Accuracy of exported files on a device, with confidence intervals.
 
 What is measured is the deployment: the teacher and the merged network as the files they are, and a group apart as its
 members' files chained with the head's file.
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, PrivateAttr
 
 from kdedge import devices
-from kdedge.errors import DeviceError, GateError, RunError
-from kdedge.manifest import ExportedFile, GateResult, Manifest, Precision, ValidationRow, check_file, read_manifest
-from kdedge.statistics import paired_drop, wilson
+from kdedge.errors import DeviceError, RunError
+from kdedge.manifest import ExportedFile, Manifest, Precision, ValidationRow, check_file, read_manifest
+from kdedge.statistics import wilson
 from kdedge.store import sha256, write_bytes
 
 BATCH = 50  # fits the caches of small CPUs: faster than 1 and than 250
@@ -34,7 +34,7 @@ class Graph:
 
     network: str
     role: str  # the role of the file that gives the logits
-    precision: str
+    precision: Precision
     members: tuple[ExportedFile, ...]
     head: ExportedFile | None = None
 
@@ -65,8 +65,8 @@ class Validation(BaseModel):
         return self._predictions[f"{network} {role} {precision}"]
 
     def right(self, network: str, role: str, precision: str) -> NDArray[np.bool_]:
-        """Which images a graph got right, bool [n]."""
-        return self._right[network, role, precision]
+        """Which images a graph got right, bool [n]; of no image when it was not measured."""
+        return self._right.get((network, role, precision), np.zeros(0, np.bool_))
 
 
 def graphs(manifest: Manifest) -> list[Graph]:
@@ -124,14 +124,14 @@ def measure(
     """
     wanted = [graph for graph in graphs(read_manifest(export)) if graph.precision in precisions]
     known = Known() if known is None else known
-    files = {job_path(file): check_file(export, file) for graph in wanted for file in _files(graph)}
+    files = {job_path(file): check_file(export, file) for graph in wanted for file in graph_files(graph)}
     with tempfile.TemporaryDirectory(prefix="kdedge-validate-") as folder:
         arrays = {
             "images": put_array(Path(folder) / "images.npy", images, files),
             "labels": put_array(Path(folder) / "labels.npy", labels, files),
         }
         on = *(array["sha256"] for array in arrays.values()), device
-        keys = [(*on, *(file.sha256 for file in _files(graph))) for graph in wanted]
+        keys = [(*on, *(file.sha256 for file in graph_files(graph))) for graph in wanted]
         asked = {key: graph for key, graph in zip(keys, wanted, strict=True) if key not in known}
         job = {"task": "accuracy", "threads": threads, "batch": BATCH, "graphs": _job_graphs(asked.values()), **arrays}
         answer = devices.ask(device, job, files, devices.AccuracyAnswer)
@@ -179,61 +179,8 @@ def _right(name: str, said: devices.GraphAnswer, labels: NDArray[np.integer[Any]
     return right
 
 
-def gate(validation: Validation, max_drop_points: float) -> list[GateResult]:
-    """For each network and role: may the int8 file stand in for the fp32 file?
-
-    It may when the upper end of the 95% interval of the paired drop is at most `max_drop_points` percentage points.
-    Whatever was not measured in both precisions fails; when nothing was measured at all, GateError.
-    """
-    places = list(dict.fromkeys((row.network, row.role) for row in validation.rows))
-    if not places:
-        raise GateError("The gate has nothing to judge: no exported file was measured. Export again.")
-    return [_judge(validation, network, role, max_drop_points) for network, role in places]
-
-
-def _judge(validation: Validation, network: str, role: str, max_drop_points: float) -> GateResult:
-    fp32, int8 = (validation._right.get((network, role, precision)) for precision in ("fp32", "int8"))
-    name = f"{network} ({role})"
-    if fp32 is None or int8 is None or not fp32.size or fp32.shape != int8.shape:
-        missing = [
-            precision for precision, right in (("fp32", fp32), ("int8", int8)) if right is None or not right.size
-        ]
-        return GateResult(
-            network=network,
-            role=role,
-            drop_points=None,
-            upper95_points=None,
-            max_drop_points=max_drop_points,
-            passed=False,
-            only_fp32=0,
-            only_int8=0,
-            n=0,
-            reason=f"{name}: not measured in {' and '.join(missing) or 'both precisions on the same images'}",
-        )
-    drop = paired_drop(fp32, int8)
-    passed = drop.upper_points <= max_drop_points  # false for nan
-    least = paired_drop(fp32, fp32).upper_points  # what as many images show at best
-    reason = (
-        f"{name}: int8 drops by {drop.points:.2f} points on {drop.n} images, with an upper 95% bound of "
-        f"{drop.upper_points:.2f}; {max_drop_points:g} are allowed"
-    )
-    if least > max_drop_points:
-        reason += f"; {drop.n} images cannot show less than {least:.2f}, keep more for validation"
-    return GateResult(
-        network=network,
-        role=role,
-        drop_points=round(drop.points, 4),
-        upper95_points=round(drop.upper_points, 4),
-        max_drop_points=max_drop_points,
-        passed=passed,
-        only_fp32=drop.only_reference,
-        only_int8=drop.only_candidate,
-        n=drop.n,
-        reason=reason,
-    )
-
-
-def _files(graph: Graph) -> tuple[ExportedFile, ...]:
+def graph_files(graph: Graph) -> tuple[ExportedFile, ...]:
+    """The files of a graph, members first."""
     return (*graph.members, graph.head) if graph.head else graph.members
 
 

@@ -83,7 +83,7 @@ def _verify(folder: Path, data_dir: Path | None, say: Callable[[str], None]) -> 
         measured = measure(folder, *images, split="validation").rows
     problems = [
         *_more_in_float(folder, manifest, device, float_nodes),
-        *(f"{folder}: its export was refused: {gate.reason}" for gate in manifest.gates if not gate.passed),
+        *(f"{folder}: its export was refused: {verdict.reason}" for verdict in manifest.refused),
         *_never_judged(manifest),
         *_other_accuracies(manifest, measured),
     ]
@@ -99,7 +99,7 @@ def _verify(folder: Path, data_dir: Path | None, say: Callable[[str], None]) -> 
         files=[
             VerifiedFile(
                 **file.model_dump(include={"path", "network", "role", "precision", "bytes"}),
-                float_nodes=nodes if file.precision == "int8" else None,
+                float_nodes=None if file.precision == "fp32" else nodes,
                 recorded_accuracy=recorded[_place(file)].accuracy if _place(file) in recorded else None,
                 accuracy=here[_place(file)].accuracy if _place(file) in here else None,
             )
@@ -146,7 +146,7 @@ def _more_in_float(
     """Each int8 file of which onnxruntime computes more in float here than where it was exported."""
     for file, here in zip(manifest.files, float_nodes, strict=True):
         before = file.float_nodes or []
-        if file.precision == "int8" and not set(here) <= set(before):
+        if file.precision != "fp32" and not set(here) <= set(before):
             yield (
                 f"{folder / file.path}: expected {_some(before)} in float, as the manifest says, found {_some(here)} "
                 f"with onnxruntime {device.get('onnxruntime')} on {device.get('cpu_class')}"
@@ -155,9 +155,9 @@ def _more_in_float(
 
 def _never_judged(manifest: Manifest) -> Iterator[str]:
     """Each int8 graph that no gate let pass or refused."""
-    judged = {(gate.network, gate.role) for gate in manifest.gates}
+    judged = {(*verdict.place, verdict.precision) for verdict in manifest.gates}
     for graph in graphs(manifest):
-        if graph.precision == "int8" and (graph.network, graph.role) not in judged:
+        if graph.precision != "fp32" and (graph.network, graph.role, graph.precision) not in judged:
             yield f"manifest: {graph.name} was never held against float32 by a gate. Export again."
 
 

@@ -59,7 +59,9 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
     meant = nearest(name, choices)
     guess = f"; did you mean {meant!r}?" if meant else "."
     plural = f"{kind}es" if kind.endswith("s") else f"{kind}s"
-    listed = f" {plural.capitalize()}: {', '.join(choices[:30])}" if choices else f" There are no {plural} here"
+    listed = (
+        f" {plural[0].upper()}{plural[1:]}: {', '.join(choices[:30])}" if choices else f" There are no {plural} here"
+    )
     return f"unknown {kind} {shorten(repr(name))}{guess}{listed}{', ...' if len(choices) > 30 else ''}"
 
 

@@ -30,6 +30,7 @@ LEVELS = [
         "distillation",
         "stages",
         "deployment",
+        "gates",
         "validate",
         "audit",
         "verification",

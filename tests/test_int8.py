@@ -1,5 +1,7 @@
 """Static quantization: what is in the graph, that it is near the float32 one, and that onnxruntime fuses it whole."""
 
+import platform
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,9 @@ from tiny_export import float_nodes
 from torch import nn
 
 from exporters.float32 import ExportError, fold_batch_norm, to_graph
-from exporters.int8 import quantize, quantize_trained
+from exporters.int8 import FORMS, quantize, quantize_trained
 from kdedge.data.batches import normalise
+from kdedge.devices.runner import cpu_class
 from kdedge.models.network import Network
 from kdedge.models.view import Centre, LowResolution
 from kdedge.quantize.fake import LIMITS
@@ -232,3 +235,45 @@ def test_weights_off_their_grid_and_inputs_that_are_not_rounded_are_refused() ->
         quantize_trained(linear(weight, bias), 64, None, None)
     with pytest.raises(ExportError, match=r"\(Gemm\) takes what is not rounded"):
         quantize_trained(linear(weight.round(), bias, rounds=False), 64, None, None)
+
+
+def test_uint8_weights_of_eight_bits_are_added_exactly_where_int8_ones_saturate() -> None:
+    """Pairs of 255 x 127 are more than the 16 bits in which x86-avx2 adds them; with zero points of 128 they are not."""
+    layer = nn.Linear(64, 2, bias=False)
+    with torch.no_grad():
+        layer.weight[0], layer.weight[1] = 1, 0.9
+    samples = np.stack([np.zeros(64), np.full(64, 255)]).astype(np.float32)
+    graph = to_graph(layer.eval(), torch.from_numpy(samples), "dense", "logits")
+    exact = 64 * 255 * np.array([1, 0.9])
+    for form in FORMS.values():
+        assert run(quantize(graph, samples, None, None, form), samples[1:])[0] == pytest.approx(exact, rel=0.005)
+    full = quantize(graph, samples, None, None, replace(FORMS["int8"], seven_bits=False))
+    saturates = cpu_class(Path("/proc/cpuinfo").read_text(), platform.machine()) == "x86-avx2"
+    assert (run(full, samples[1:])[0] < 0.99 * exact).any() == saturates
+
+
+def test_eight_bits_tell_weights_apart_that_seven_bits_do_not() -> None:
+    layer = nn.Linear(1, 3, bias=False)
+    with torch.no_grad():
+        layer.weight[:, 0] = torch.tensor([100.0, 99.0, -127.0])
+    samples = np.array([[0], [1]], np.float32)
+    graph = to_graph(layer.eval(), torch.from_numpy(samples), "dense", "logits")
+    tensor = replace(FORMS["int8"], by_channel=False)  # by channel each row has a scale of its own
+    for form, apart in ((tensor, False), (FORMS["int8-u8u8-tensor"], True)):
+        first, second, _ = run(quantize(graph, samples, None, None, form), samples[1:])[0]
+        assert (first > second) == apart
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_fused_whole_and_near_float32(
+    form: str, float32: onnx.ModelProto, students: Network, tmp_path: Path
+) -> None:
+    given = images(64, TCN)
+    plain = run(float32, normalise(given, TCN).numpy())
+    model = quantize(float32, CALIBRATION.numpy(), pixels_of(TCN), TCN.shape, FORMS[form])
+    path = tmp_path / "form.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert float_nodes(path) == []
+    assert np.abs(run(model, given.numpy()) - plain).mean() < 0.02 * np.abs(plain).mean()
+    weights = [value for value in constants(model).values() if value.ndim > 1]
+    assert {value.dtype.name for value in weights} == {"uint8" if "u8u8" in form else "int8"}

@@ -71,7 +71,7 @@ def test_every_default() -> None:
                 "head": {"from": "teacher", "fine_tune_epochs": 10, "fine_tune_lr": 1e-3},
             },
         },
-        "deploy": {"int8": {"max_drop_points": 0.5}},
+        "deploy": {"int8": {"max_drop_points": 0.5}, "cpu_classes": []},
         "bench": {"threads": 1, "rounds": 5, "seconds": 1.0},
         "reference": [],
     }
@@ -320,6 +320,8 @@ def test_one_problem_in_a_network(line: str, message: str) -> None:
                            "printed: Table 3}, got 3"),
         ("reference: 3", "reference: expected a value such as [{network: students, accuracy: 86.54, printed: Table 3}], got 3"),
         ("deploy: {int8: 3}", "deploy.int8: expected a mapping with keys such as max_drop_points, got 3"),
+        ("deploy: {cpu_classes: [x86-avx]}", "deploy.cpu_classes[0]: unknown CPU class 'x86-avx'; did you mean 'x86-avx2'? "
+                                             "CPU classes: x86-vnni, x86-avx2, x86-sse, arm64-dotprod, arm64"),
         ("bench: []", "bench: expected a mapping with keys such as threads, got a list"),
         ("seeds: [a]", "seeds[0]: expected a whole number, got 'a'"),
     ],

@@ -1,7 +1,6 @@
-"""Accuracy of real files in a real runner, and the gate, on networks whose every answer is known."""
+"""Accuracy of real files in a real runner, on networks whose every answer is known."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,11 @@ import numpy as np
 import pytest
 from tiny_export import exported, labelled_images, pixels, write_export, write_head, write_image_network
 
-from kdedge.errors import DeviceError, GateError, RunError
-from kdedge.manifest import GateResult, Manifest
+from kdedge.errors import DeviceError, RunError
+from kdedge.manifest import Manifest
 from kdedge.statistics import wilson
 from kdedge.store import write_json
-from kdedge.validate import Known, Validation, gate, graphs, measure
+from kdedge.validate import Known, Validation, graphs, measure
 
 N = 500
 
@@ -103,52 +102,6 @@ def test_the_document_has_the_promised_keys_and_no_predictions(validation: Valid
     assert list(document) == ["device", "rows"]
     assert all(list(row) == keys.split() for row in document["rows"])
     assert isinstance(document["rows"][0]["accuracy_ci95"], list)
-
-
-def test_the_gate_bounds_the_paired_drop_from_above(validation: Validation) -> None:
-    teacher, merged, head = gate(validation, 13.0)
-    assert (teacher.drop_points, teacher.only_fp32, teacher.only_int8, teacher.n) == (10.0, 50, 0, N)
-    # Agresti and Min: (b - c) / (n + 2) + 1.96 sqrt(b + c + 1 - (b - c)^2 / (n + 2)) / (n + 2) with b = 50, c = 0
-    bound = 100 * (50 + 1.959964 * math.sqrt(51 - 2500 / 502)) / 502
-    assert teacher.upper95_points == pytest.approx(bound, abs=1e-4)
-    assert teacher.passed and not merged.passed and head.passed
-    assert "teacher (teacher): int8 drops by 10.00 points on 500 images" in teacher.reason
-
-
-def test_the_gate_compares_the_bound_and_not_the_drop(validation: Validation) -> None:
-    """The teacher's drop is 10 points, its bound about 12.6."""
-    assert not by_network(gate(validation, 12.5))["teacher"].passed
-    assert by_network(gate(validation, 12.7))["teacher"].passed
-    assert not by_network(gate(validation, math.nan))["teacher"].passed
-
-
-def by_network(results: list[GateResult]) -> dict[str, GateResult]:
-    return {result.network: result for result in results}
-
-
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_gate_fails_what_was_not_measured_in_both_precisions(validation: Validation, precision: str) -> None:
-    half = Validation(device={}, rows=[row for row in validation.rows if row.precision == precision])
-    half._right = {key: right for key, right in validation._right.items() if key[2] == precision}
-    missing = "int8" if precision == "fp32" else "fp32"
-    results = gate(half, 100.0)
-    assert len(results) == 3 and not any(result.passed for result in results)
-    assert results[0].reason == f"teacher (teacher): not measured in {missing}"
-    assert results[0].drop_points is None
-
-
-def test_the_gate_fails_on_no_images_and_on_rows_without_predictions(validation: Validation) -> None:
-    rows_only = Validation.model_validate(validation.model_dump())
-    assert not any(result.passed for result in gate(rows_only, 100.0))
-    rows_only._right = {key: np.zeros(0, bool) for key in validation._right}
-    assert not any(result.passed for result in gate(rows_only, 100.0))
-    rows_only._right = {key: np.ones(3 if key[2] == "fp32" else 4, bool) for key in validation._right}
-    assert not any(result.passed for result in gate(rows_only, 100.0))
-
-
-def test_the_gate_refuses_to_judge_nothing() -> None:
-    with pytest.raises(GateError, match="nothing to judge"):
-        gate(Validation(device={}, rows=[]), 100.0)
 
 
 def test_zero_images_are_an_error(run: Path) -> None:

@@ -89,11 +89,14 @@ def ask(device: str, job: Mapping[str, Any], files: Mapping[str, Path], form: ty
     """The answer of `device` to `job`, in the form that the task promises. Raises DeviceError."""
     document = (EMULATED.get(device) or find(device))(job, files)
     try:
-        return form.model_validate(document)
+        answer = form.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise DeviceError(f"{device}: the runner's answer is not usable: {where}: {first['msg']}") from None
+    if device in EMULATED and (found := document["device"].get("cpu_class")) != device:
+        raise DeviceError(f"{device}: the runner says that it ran on {found}")
+    return answer
 
 
 class CpuClass(NamedTuple):

@@ -1,0 +1,170 @@
+"""The gates of `export`: may int8 stand in for float32, on every CPU class that the files are for?
+
+What may not is written in another form and judged again. What could not be run on a class has not passed on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdedge.devices import emulated
+from kdedge.errors import DeviceError, GateError
+from kdedge.manifest import FORMS, ExportedFile, GateResult, Manifest, Precision
+from kdedge.progress import Quiet
+from kdedge.recipe import Deploy
+from kdedge.statistics import paired_drop
+from kdedge.store import write_json
+from kdedge.validate import Known, Validation, graph_files, graphs, measure
+
+EMULATED_IMAGES = 2000  # a few minutes a class
+
+Place = tuple[str, str]  # a network, and the role of the file that gives its logits
+Write = Callable[[Precision, Collection[Place]], Iterable[ExportedFile]]
+
+
+def judge(
+    export: Path,
+    manifest: Manifest,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.integer[Any]],
+    deploy: Deploy,
+    write: Write,
+    *,
+    known: Known | None = None,
+    progress: Quiet | None = None,
+) -> None:
+    """Judge the int8 files of an export folder on the CPU classes of `deploy`, or on this machine's when it names none.
+
+    Images are uint8 [n, C, H, W], labels integer [n]; an emulated class sees the first 2,000 of them. `write` makes the files
+    of some networks in another form of int8, if they can have it. The manifest gets the verdicts, what ships on which class,
+    and all accuracies here; the forms of a network that passed nowhere are deleted, unless none passed. Raises GateError
+    when there is nothing to judge, DeviceError when this machine fails.
+    """
+    progress, known = progress or Quiet(), Known() if known is None else known
+    limit = deploy.int8.max_drop_points
+
+    def said_on(device: str, *precisions: Precision) -> Validation:
+        n = len(labels) if device == "cpu" else min(EMULATED_IMAGES, len(labels))
+        if device != "cpu":
+            progress.note(
+                f"{device}: {', '.join(precisions)} on {n:,} validation images, emulated, which takes minutes"
+            )
+        write_json(export / "manifest.json", manifest.model_dump(mode="json"))  # `measure` runs what is in it
+        given = images[:n], labels[:n]
+        return measure(export, *given, split="validation", device=device, precisions=precisions, known=known)
+
+    if not places(manifest, "int8"):
+        raise GateError("The gate has nothing to judge: there is no int8 file. Export again.")
+    native = said_on("cpu", "fp32", "int8")
+    here = str(native.device.get("cpu_class", "unknown"))
+    for cpu_class in deploy.cpu_classes or (here,):
+        left = places(manifest, "int8")
+        try:
+            if cpu_class != here and (problem := emulated.problem(cpu_class)):
+                raise DeviceError(problem)
+            for form in FORMS:
+                if missing := [place for place in left if place not in places(manifest, form)]:
+                    manifest.files += write(form, missing)
+                if judged := [place for place in left if place in places(manifest, form)]:
+                    there = said_on("cpu" if cpu_class == here else cpu_class, form)
+                    manifest.gates += (results := [gate(native, there, place, form, limit) for place in judged])
+                    left = [place for place in left if place not in {one.place for one in results if one.passed}]
+                    if not left or _least_drop(results[0].n) > limit:
+                        break
+        except DeviceError as error:
+            if cpu_class == here:
+                raise
+            manifest.gates += [_not_judged(place, cpu_class, limit, f"not validated: {error}") for place in left]
+    _keep_what_ships(export, manifest)
+    manifest.accuracy = said_on("cpu", *get_args(Precision)).rows
+
+
+def places(manifest: Manifest, precision: Precision) -> list[Place]:
+    """What the export has in a precision."""
+    return [(graph.network, graph.role) for graph in graphs(manifest) if graph.precision == precision]
+
+
+def gate(fp32: Validation, int8: Validation, place: Place, form: Precision, max_drop_points: float) -> GateResult:
+    """May a network in a form of int8 stand in for fp32? `int8` was measured on all images of `fp32`, or the first of them.
+
+    It may when the upper end of the 95% interval of the paired drop is at most `max_drop_points` percentage points.
+    Whatever was not measured in both fails.
+    """
+    cpu_class = str(int8.device.get("cpu_class", "unknown"))
+    reference, candidate = fp32.right(*place, "fp32"), int8.right(*place, form)
+    missing = [name for name, right in (("fp32", reference), (form, candidate)) if not right.size]
+    if missing or len(candidate) > len(reference):
+        why = f"not measured in {' and '.join(missing) or 'both on the same images'}"
+        return _not_judged(place, cpu_class, max_drop_points, why, form)
+    drop = paired_drop(reference[: len(candidate)], candidate)
+    reason = (
+        f"{_name(place)}: {form} drops by {drop.points:.2f} points on {drop.n} images on {cpu_class}, with an upper 95% "
+        f"bound of {drop.upper_points:.2f}; {max_drop_points:g} are allowed"
+    )
+    if _least_drop(drop.n) > max_drop_points:
+        reason += f"; {drop.n} images cannot show less than {_least_drop(drop.n):.2f}, keep more for validation"
+    return GateResult(
+        network=place[0],
+        role=place[1],
+        precision=form,
+        cpu_class=cpu_class,
+        drop_points=round(drop.points, 4),
+        upper95_points=round(drop.upper_points, 4),
+        max_drop_points=max_drop_points,
+        passed=drop.upper_points <= max_drop_points,  # false for nan
+        only_fp32=drop.only_reference,
+        only_int8=drop.only_candidate,
+        n=drop.n,
+        reason=reason,
+    )
+
+
+def _not_judged(place: Place, cpu_class: str, max_drop_points: float, why: str, form: Precision = "int8") -> GateResult:
+    return GateResult(
+        network=place[0],
+        role=place[1],
+        precision=form,
+        cpu_class=cpu_class,
+        drop_points=None,
+        upper95_points=None,
+        max_drop_points=max_drop_points,
+        passed=False,
+        only_fp32=0,
+        only_int8=0,
+        n=0,
+        reason=f"{_name(place)} on {cpu_class}: {why}",
+    )
+
+
+def _name(place: Place) -> str:
+    network, role = place
+    return f"{network} ({role})"
+
+
+def _least_drop(n: int) -> float:
+    """What n images show at best, in points: the bound when int8 says of all what fp32 says."""
+    return paired_drop(right := np.ones(n, np.bool_), right).upper_points
+
+
+def _keep_what_ships(export: Path, manifest: Manifest) -> None:
+    """Delete the forms of each network that passed nowhere, but the first one when none passed; map classes to files."""
+    passed: dict[tuple[Place, Precision], list[str]] = {}
+    for verdict in manifest.gates:
+        if verdict.passed:
+            passed.setdefault((verdict.place, verdict.precision), []).append(str(verdict.cpu_class))
+    helped = {place for place, _ in passed}
+    manifest.ships = {}
+    for graph in graphs(manifest):
+        place, paths = (graph.network, graph.role), [file.path for file in graph_files(graph)]
+        for cpu_class in passed.get((place, graph.precision), ()):
+            manifest.ships.setdefault(cpu_class, []).extend(paths)
+        failed = graph.precision in FORMS and (place, graph.precision) not in passed
+        if failed and (place in helped or graph.precision != "int8"):
+            manifest.files = [file for file in manifest.files if file.path not in paths]
+            for path in paths:
+                (export / path).unlink()
