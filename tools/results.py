@@ -242,7 +242,9 @@ def main() -> None:
 
 def tables() -> list[Path]:
     """The JSON files of recipes with variants."""
-    return [path for path in sorted(RESULTS.parent.glob("*.json")) if path != RESULTS]
+    return [
+        path for path in sorted(RESULTS.parent.glob("*.json")) if path.name not in (RESULTS.name, "cpu_classes.json")
+    ]
 
 
 if __name__ == "__main__":
