@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, TensorsData, quantize_static, save_tensors_data
 
 from exporters.float32 import ExportError, PixelScale, from_pixels
 
@@ -40,29 +39,16 @@ FORMS = {
     "int8-u8u8": Form(QuantType.QUInt8, symmetric=True, by_channel=True, seven_bits=False),
     "int8-u8u8-tensor": Form(QuantType.QUInt8, symmetric=False, by_channel=False, seven_bits=False),
 }
-CALIBRATION_BATCH = 64  # samples; onnxruntime holds the activations of one batch at a time
-
-
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, name: str, samples: NDArray[np.float32]) -> None:
-        self._batches: Iterator[NDArray[np.float32]] = iter(
-            np.split(samples, range(CALIBRATION_BATCH, len(samples), CALIBRATION_BATCH))
-        )
-        self._name = name
-
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {self._name: batch}
 
 
 def quantize(
     graph: onnx.ModelProto,
-    samples: NDArray[np.float32],
+    ranges: TensorsData,
     pixels: PixelScale | None,
     shape: tuple[int, int, int] | None,
     form: Form = FORMS["int8"],
 ) -> onnx.ModelProto:
-    """`graph`, of one float32 input, quantized in a form with the ranges that `samples` [n, ...] of that input give.
+    """`graph`, of one float32 input, quantized in a form with the `ranges` of its tensors, as `calibration.ranges` gives them.
 
     With `pixels` and `shape` [C, H, W] the input becomes `image`, uint8: the first quantized tensor is the pixels
     themselves. Outputs stay float32, as the last layer computes them.
@@ -76,17 +62,17 @@ def quantize(
     logging.getLogger().addFilter(_not_about_preprocessing)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "int8.onnx"
+            path, found = Path(folder) / "int8.onnx", Path(folder) / "ranges.json"
+            save_tensors_data(ranges, found)
             quantize_static(
                 inferred,
                 str(path),
-                _Reader(name, samples),
                 quant_format=QuantFormat.QDQ,
                 per_channel=form.by_channel,
                 reduce_range=form.seven_bits,
                 activation_type=QuantType.QUInt8,
                 weight_type=form.weights,
-                calibrate_method=CalibrationMethod.MinMax,
+                calibration_cache_path=found,
                 extra_options={
                     "TensorQuantOverrides": overrides,
                     "WeightSymmetric": form.symmetric,

@@ -16,6 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from exporters.calibration import Calibration, ranges
 from exporters.float32 import (
     OPSET,
     PIXELS,
@@ -82,20 +83,20 @@ def export(
             opset=OPSET,
             data=DataRecord.model_validate(run.data),
             calibration=run.data["calibration"] if int8 else [],
+            calibrated_by=recipe.deploy.int8.calibration,
             validation=run.data["validation"],
             versions={**run.versions, **{name: version(name) for name in ("onnx", "onnxscript", "onnxruntime")}},
             files=[],
         )
         pieces = [piece for name, role, network in networks for piece in _pieces(name, role, network, recipe)]
-        write = partial(_write, folder, calibration, compared, dataset.info)
+        write = partial(_write, folder, recipe.deploy.int8.calibration, calibration, compared, dataset.info)
         for done, piece in enumerate(pieces):
             progress.update("export", done, len(pieces), piece.file_name("fp32"))
             for precision in get_args(Precision)[: 1 + int8]:
                 manifest.files.append(write(piece, precision))
         progress.update("export", len(pieces), len(pieces), f"{len(manifest.files)} files")
         progress.finish()
-        for note in _agreements(manifest, len(compared)):
-            progress.note(note)
+        _note_agreements(manifest, len(compared), progress)
         progress.note(f"measuring {len(manifest.files)} files on {len(validation[1]):,} validation images")
         store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
         if int8:
@@ -114,14 +115,14 @@ def export(
     return manifest
 
 
-def _agreements(manifest: Manifest, images: int) -> Iterator[str]:
-    """How near the files of what was trained quantized are to its simulation in torch, with biases in integers."""
+def _note_agreements(manifest: Manifest, images: int, progress: Quiet) -> None:
+    """Say how near the files of what was trained quantized are to its simulation in torch, with biases in integers."""
     for file in manifest.files:
         if file.agreement_with_torch is not None:
             said = (
                 f"the class that its simulation in torch gives on {file.agreement_with_torch:.2f}% of {images:,} images"
             )
-            yield f"{file.path}: {said}, logits within {file.difference_to_torch:.3g}"
+            progress.note(f"{file.path}: {said}, logits within {file.difference_to_torch:.3g}")
 
 
 def roles(recipe: Recipe) -> list[tuple[str, Role]]:
@@ -220,9 +221,15 @@ def _in_form(
 
 
 def _write(
-    folder: Path, images: Tensor, compared: Tensor, info: DatasetInfo, piece: _Piece, precision: Precision
+    folder: Path,
+    method: Calibration,
+    images: Tensor,
+    compared: Tensor,
+    info: DatasetInfo,
+    piece: _Piece,
+    precision: Precision,
 ) -> ExportedFile:
-    """Write a piece in fp32, or in a form of int8: calibrated on `images`, uint8 [n, C, H, W], or, if it was trained quantized,
+    """Write a piece in fp32, or in a form of int8: calibrated on `images`, uint8 [n, C, H, W], by a method, or, if it was trained quantized,
     with its own scales. On the images `compared`, fp32 is held against the network, and the latter against its simulation."""
     pixels = PixelScale(info.mean, pixel_scale(info)) if piece.calibrate is None else None
     given, inputs = piece.takes(compared[:CHECKED_IMAGES], info)
@@ -234,7 +241,8 @@ def _write(
         elif piece.bits is None:
             _, samples = piece.takes(images, info)
             graph = piece.graph(example, DIRECT_FILTERS)
-            whole = quantize(graph, np.ascontiguousarray(samples.numpy()), pixels, info.shape, FORMS[precision])
+            found = ranges(graph, np.ascontiguousarray(samples.numpy()), method)
+            whole = quantize(graph, found, pixels, info.shape, FORMS[precision])
         else:
             # Not `piece.graph`: the ranges of what its layers take are constants of this graph, not weights.
             graph = to_graph(rounded(piece.module), example, piece.input_name, piece.gives)

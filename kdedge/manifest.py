@@ -103,6 +103,7 @@ class Manifest(BaseModel):
     opset: int = 20
     data: DataRecord | None = None
     calibration: list[int] = []  # sample numbers of the training set
+    calibrated_by: str = "minmax"  # how int8 ranges were found on them
     validation: list[int] = []  # the same, of the images that `accuracy` and `gates` are on
     versions: dict[str, str] = {}
     accuracy: list[ValidationRow] = []

@@ -203,9 +203,12 @@ class Network(Fields):
 
 
 class Int8(Fields):
-    """The gate of `export --int8`."""
+    """The gate of `export --int8`, and how it finds the ranges of activations."""
 
     max_drop_points: NotNegativeFloat = Field(0.5, description="percentage points of accuracy that int8 may lose")
+    calibration: Literal["minmax", "percentile", "mse"] = Field(
+        "minmax", description="the range that holds all values, 99.99% of them, or the one with the least squared error"
+    )
 
 
 class Deploy(Fields):

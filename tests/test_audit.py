@@ -12,6 +12,7 @@ from random_networks import data_of, images, pixels_of
 from tiny_export import exported, float_nodes, pixels, write_image_network
 from torch import Tensor, nn
 
+from exporters.calibration import ranges
 from exporters.float32 import from_pixels, to_graph
 from exporters.int8 import quantize
 from kdedge.audit import audit, check_graph
@@ -47,7 +48,7 @@ def around(part: nn.Module) -> nn.Module:
 )
 def test_what_stays_in_float_is_listed(part: nn.Module, in_float: set[str], tmp_path: Path) -> None:
     graph = to_graph(around(part), SAMPLES[:2], "pixels", "logits")
-    quantized = quantize(graph, SAMPLES.numpy(), pixels_of(INFO), INFO.shape)
+    quantized = quantize(graph, ranges(graph, SAMPLES.numpy()), pixels_of(INFO), INFO.shape)
     onnx.save(quantized, tmp_path / "int8.onnx")
     listed = {f"{node.name} ({node.op_type})" for node in quantized.graph.node if node.op_type in in_float}
     assert set(float_nodes(tmp_path / "int8.onnx")) == listed

@@ -14,11 +14,13 @@ import pytest
 from onnx import numpy_helper
 from tiny_export import write_data
 
+from exporters.calibration import Calibration, ranges
 from kdedge.benchmark import bench
 from kdedge.deployment import export, roles, rows_to_print
 from kdedge.distillation import distill
 from kdedge.errors import DataError, GateError, KdedgeError, RunError
 from kdedge.manifest import Manifest
+from kdedge.recipe import Int8
 from kdedge.recipe_reader import parse_recipe, resolved_recipe
 from kdedge.store import CPU_CLASSES, MEASUREMENTS, Run, load_tensors, open_run, sha256
 from kdedge.verification import verify
@@ -244,6 +246,15 @@ def test_exporting_again_gives_the_same_bytes(alone: Run, data: Path) -> None:
     first = export(alone, data_dir=data)
     second = export(alone, data_dir=data)
     assert first.files == second.files
+
+
+def test_the_recipe_says_how_ranges_are_found(alone: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("kdedge.deployment.ranges", lambda *given: asked.append(given[2]) or ranges(*given))
+    alone.recipe["deploy"]["int8"] = {"max_drop_points": 100, "calibration": "mse"}
+    manifest = export(alone, data_dir=data)
+    assert asked == ["mse"] == [manifest.calibrated_by]
+    assert Int8.model_fields["calibration"].annotation == Calibration
 
 
 def test_a_lost_gate_leaves_the_files_and_says_why(alone: Run, data: Path) -> None:

@@ -125,6 +125,7 @@ import hashlib, sys
 from pathlib import Path
 import torch
 import exporters, kdedge
+from exporters.calibration import ranges
 from exporters.float32 import PixelScale, from_pixels, to_graph
 from exporters.int8 import quantize
 from kdedge.models.network import build
@@ -135,7 +136,7 @@ torch.manual_seed(0)
 module = build(["tcn-student-4"] * 2, 128, 10)
 pixels, shape, samples = PixelScale(73, 0.0111), (1, 28, 28), torch.randn(64, 1, 28, 28)
 graph = to_graph(module, samples[:2], "pixels", "logits")
-for file in (from_pixels(graph, pixels, shape), quantize(graph, samples.numpy(), pixels, shape)):
+for file in (from_pixels(graph, pixels, shape), quantize(graph, ranges(graph, samples.numpy()), pixels, shape)):
     content = file.SerializeToString(deterministic=True)
     assert sys.argv[1].encode() not in content
     print(len(content), hashlib.sha256(content).hexdigest())

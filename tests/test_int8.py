@@ -14,6 +14,7 @@ from random_networks import answers, data_of, images, network, pixels_of
 from tiny_export import float_nodes
 from torch import nn
 
+from exporters.calibration import ranges
 from exporters.float32 import ExportError, fold_batch_norm, to_graph
 from exporters.int8 import FORMS, quantize, quantize_trained
 from kdedge.data.batches import normalise
@@ -39,7 +40,7 @@ def float32(students: Network) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def merged(float32: onnx.ModelProto) -> onnx.ModelProto:
-    return quantize(float32, CALIBRATION.numpy(), pixels_of(TCN), TCN.shape)
+    return quantize(float32, ranges(float32, CALIBRATION.numpy()), pixels_of(TCN), TCN.shape)
 
 
 def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -125,9 +126,8 @@ def test_other_families_are_fused_as_well(model: str, first: str, in_float: list
     info, module = data_of(model), network(model)
     given = images(100, info)
     samples = normalise(given, info)
-    quantized = quantize(
-        to_graph(module, samples[:2], "pixels", "logits"), samples.numpy(), pixels_of(info), info.shape
-    )
+    graph = to_graph(module, samples[:2], "pixels", "logits")
+    quantized = quantize(graph, ranges(graph, samples.numpy()), pixels_of(info), info.shape)
     (taken,) = (node for node in quantized.graph.node if "image" in node.input)
     assert [node.op_type for node in quantized.graph.node if taken.output[0] in node.input] == [first]
     expected = answers(module, given, info).numpy()
@@ -139,7 +139,7 @@ def test_other_families_are_fused_as_well(model: str, first: str, in_float: list
 def test_a_head_takes_float32_dense_vectors(students: Network) -> None:
     dense = images(64, TCN).flatten(1)[:, :128].float() / 64 - 2
     graph = to_graph(students.head, dense[:2], "dense", "logits")
-    quantized = quantize(graph, dense.numpy(), None, None)
+    quantized = quantize(graph, ranges(graph, dense.numpy()), None, None)
     (given,) = quantized.graph.input
     assert (given.name, given.type.tensor_type.elem_type) == ("dense", onnx.TensorProto.FLOAT)
     expected = students.head(dense).detach().numpy()
@@ -149,7 +149,9 @@ def test_a_head_takes_float32_dense_vectors(students: Network) -> None:
 def test_the_float32_graph_is_left_alone_and_the_order_of_images_does_not_matter(float32: onnx.ModelProto) -> None:
     before = float32.SerializeToString(deterministic=True)
     samples = CALIBRATION.numpy()[:100]
-    first, second = (quantize(float32, part, pixels_of(TCN), TCN.shape) for part in (samples, samples[::-1].copy()))
+    first, second = (
+        quantize(float32, ranges(float32, part), pixels_of(TCN), TCN.shape) for part in (samples, samples[::-1].copy())
+    )
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
     assert float32.SerializeToString(deterministic=True) == before
 
@@ -244,10 +246,10 @@ def test_uint8_weights_of_eight_bits_are_added_exactly_where_int8_ones_saturate(
         layer.weight[0], layer.weight[1] = 1, 0.9
     samples = np.stack([np.zeros(64), np.full(64, 255)]).astype(np.float32)
     graph = to_graph(layer.eval(), torch.from_numpy(samples), "dense", "logits")
-    exact = 64 * 255 * np.array([1, 0.9])
+    exact, found = 64 * 255 * np.array([1, 0.9]), ranges(graph, samples)
     for form in FORMS.values():
-        assert run(quantize(graph, samples, None, None, form), samples[1:])[0] == pytest.approx(exact, rel=0.005)
-    full = quantize(graph, samples, None, None, replace(FORMS["int8"], seven_bits=False))
+        assert run(quantize(graph, found, None, None, form), samples[1:])[0] == pytest.approx(exact, rel=0.005)
+    full = quantize(graph, found, None, None, replace(FORMS["int8"], seven_bits=False))
     saturates = cpu_class(Path("/proc/cpuinfo").read_text(), platform.machine()) == "x86-avx2"
     assert (run(full, samples[1:])[0] < 0.99 * exact).any() == saturates
 
@@ -260,7 +262,7 @@ def test_eight_bits_tell_weights_apart_that_seven_bits_do_not() -> None:
     graph = to_graph(layer.eval(), torch.from_numpy(samples), "dense", "logits")
     tensor = replace(FORMS["int8"], by_channel=False)  # by channel each row has a scale of its own
     for form, apart in ((tensor, False), (FORMS["int8-u8u8-tensor"], True)):
-        first, second, _ = run(quantize(graph, samples, None, None, form), samples[1:])[0]
+        first, second, _ = run(quantize(graph, ranges(graph, samples), None, None, form), samples[1:])[0]
         assert (first > second) == apart
 
 
@@ -270,7 +272,7 @@ def test_every_form_is_fused_whole_and_near_float32(
 ) -> None:
     given = images(64, TCN)
     plain = run(float32, normalise(given, TCN).numpy())
-    model = quantize(float32, CALIBRATION.numpy(), pixels_of(TCN), TCN.shape, FORMS[form])
+    model = quantize(float32, ranges(float32, CALIBRATION.numpy()), pixels_of(TCN), TCN.shape, FORMS[form])
     path = tmp_path / "form.onnx"
     path.write_bytes(model.SerializeToString())
     assert float_nodes(path) == []

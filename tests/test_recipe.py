@@ -322,6 +322,8 @@ def test_one_problem_in_a_network(line: str, message: str) -> None:
         ("deploy: {int8: 3}", "deploy.int8: expected a mapping with keys such as max_drop_points, got 3"),
         ("deploy: {cpu_classes: [x86-avx]}", "deploy.cpu_classes[0]: unknown CPU class 'x86-avx'; did you mean 'x86-avx2'? "
                                              "CPU classes: x86-vnni, x86-avx2, x86-sse, arm64-dotprod, arm64"),
+        ("deploy: {int8: {calibration: entropy}}",
+         "deploy.int8.calibration: unknown calibration 'entropy'. Calibrations: minmax, percentile, mse"),
         ("bench: []", "bench: expected a mapping with keys such as threads, got a list"),
         ("seeds: [a]", "seeds[0]: expected a whole number, got 'a'"),
     ],

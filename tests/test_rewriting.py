@@ -13,6 +13,7 @@ from random_networks import answers, data_of, group, images, network, pixels_of
 from tiny_export import float_nodes
 from torch import Tensor, nn
 
+from exporters.calibration import ranges
 from exporters.float32 import from_pixels, to_graph
 from exporters.int8 import DIRECT_FILTERS, quantize
 from kdedge.data.batches import normalise
@@ -159,7 +160,7 @@ def test_the_int8_graph_takes_pixels_into_one_convolution_and_is_fused_whole(tmp
     given = images(100, TCN)
     inputs = normalise(given, TCN)
     graph = to_graph(rewritten(plain, inputs[:2], DIRECT_FILTERS), inputs[:2], "pixels", "logits")
-    quantized = quantize(graph, inputs.numpy(), pixels_of(TCN), TCN.shape)
+    quantized = quantize(graph, ranges(graph, inputs.numpy()), pixels_of(TCN), TCN.shape)
     (first,) = (node for node in quantized.graph.node if "image" in node.input)
     assert [node.op_type for node in quantized.graph.node if first.output[0] in node.input] == ["Conv"]
     onnx.save(quantized, tmp_path / "int8.onnx")

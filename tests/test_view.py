@@ -13,6 +13,7 @@ from random_networks import answers, data_of, images, network, pixels_of
 from tiny_export import float_nodes
 from torch import nn
 
+from exporters.calibration import ranges
 from exporters.float32 import from_pixels, to_graph
 from exporters.int8 import quantize
 from kdedge.data.batches import normalise
@@ -65,7 +66,7 @@ def test_what_is_deployed_sees_the_same(models: list[str], view: str, in_float: 
 
     found = run(from_pixels(graph, pixels_of(info), info.shape), given.numpy())
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.ptp(expected))
-    int8 = quantize(graph, samples.numpy(), pixels_of(info), info.shape)
+    int8 = quantize(graph, ranges(graph, samples.numpy()), pixels_of(info), info.shape)
     found = run(int8, given.numpy())
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.999
     onnx.save(int8, tmp_path / "int8.onnx")

@@ -39,6 +39,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import FashionMNIST
 
+from exporters.calibration import ranges
 from exporters.float32 import PIXELS, PixelScale, from_pixels, to_graph
 from exporters.int8 import DIRECT_FILTERS, quantize
 from kdedge import devices
@@ -249,7 +250,7 @@ def _deployed_ms(folder: Path, recipe: str, name: str, rounds: int) -> tuple[dic
     for file, module in modules.items():
         graph = to_graph(module, inputs[:2], PIXELS, "logits")
         if file.endswith("int8"):
-            graph = quantize(graph, np.ascontiguousarray(inputs.numpy()), pixels, info.shape)
+            graph = quantize(graph, ranges(graph, np.ascontiguousarray(inputs.numpy())), pixels, info.shape)
         else:
             graph = from_pixels(graph, pixels, info.shape)
         path = sent[f"{file}.onnx"] = folder / f"{file}.onnx"
