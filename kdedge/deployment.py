@@ -107,12 +107,18 @@ def export(
             manifest.accuracy = measure(folder, *validation, split="validation", known=known).rows
         store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
         store.drop_measurements(run.path)
-    if refused := [verdict.reason for verdict in manifest.refused]:
-        raise GateError(
-            "\n".join(["The int8 export lost too much accuracy:", *(f"  {reason}" for reason in refused)])
-            + f"\nThe files are in {run.path / 'export'}; ship the fp32 files, or train longer and export again."
-        )
+    _hold_the_gates(manifest, run.path / "export")
     return manifest
+
+
+def _hold_the_gates(manifest: Manifest, export: Path) -> None:
+    """Raise GateError with every verdict on what passed in no form."""
+    if refused := manifest.refused:
+        lost = any(verdict.drop_points is not None for verdict in refused)
+        lines = [f"The int8 export {'lost too much accuracy' if lost else 'could not be validated'}:"]
+        lines += [f"  {verdict.reason}" for verdict in refused]
+        lines.append(f"The files are in {export}; ship the fp32 files, or train longer and export again.")
+        raise GateError("\n".join(lines))
 
 
 def _note_agreements(manifest: Manifest, images: int, progress: Quiet) -> None:

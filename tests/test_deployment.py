@@ -17,6 +17,7 @@ from tiny_export import write_data
 from exporters.calibration import Calibration, ranges
 from kdedge.benchmark import bench
 from kdedge.deployment import export, roles, rows_to_print
+from kdedge.devices import here
 from kdedge.distillation import distill
 from kdedge.errors import DataError, GateError, KdedgeError, RunError
 from kdedge.manifest import Manifest
@@ -274,6 +275,19 @@ def test_a_lost_gate_leaves_the_files_and_says_why(alone: Run, data: Path) -> No
     (verdict,) = json.loads((alone.path / "export" / "manifest.json").read_text())["gates"]
     assert verdict["passed"] is False
     assert verdict["upper95_points"] > 0 == verdict["max_drop_points"]
+
+
+def test_a_class_that_cannot_be_run_is_not_said_to_have_lost(
+    alone: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where there is no Arm Python
+    other = "x86-vnni" if str(here()["cpu_class"]).startswith("arm64") else "arm64"
+    alone.recipe["deploy"] = {"int8": {"max_drop_points": 100}, "cpu_classes": [other]}
+    with pytest.raises(GateError) as caught:
+        export(alone.path, data_dir=data)
+    first, reason, _ = str(caught.value).splitlines()
+    assert first == "The int8 export could not be validated:"
+    assert reason.startswith(f"  only (teacher) on {other}: not validated: ")
 
 
 def test_without_int8_only_float_files_are_written_and_no_gate_is_asked(alone: Run, data: Path) -> None:
