@@ -284,7 +284,7 @@ def test_a_class_that_cannot_be_run_is_not_said_to_have_lost(
     other = "x86-vnni" if str(here()["cpu_class"]).startswith("arm64") else "arm64"
     alone.recipe["deploy"] = {"int8": {"max_drop_points": 100}, "cpu_classes": [other]}
     with pytest.raises(GateError) as caught:
-        export(alone.path, data_dir=data)
+        export(alone, data_dir=data)
     first, reason, _ = str(caught.value).splitlines()
     assert first == "The int8 export could not be validated:"
     assert reason.startswith(f"  only (teacher) on {other}: not validated: ")
