@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from kdedge.manifest import ValidationRow
-from kdedge.statistics import ratio_interval
+from kdedge.recommendation import FormRow, Interval
+from kdedge.statistics import FEWEST_ROUNDS, ratio_interval
 from kdedge.validate import Validation
 
 NOTES = [
@@ -18,10 +19,7 @@ NOTES = [
     "peak_rss_bytes is what comes on top of empty_runner_rss_bytes",
 ]
 BUSY = 0.95  # own_cpu_share below this: something else ran on the measuring core
-FEWEST_ROUNDS = 3  # that tell equal speeds from unknown ones: half an interval of two is 13 of their standard errors
 PARTS = ("member", "head")  # roles of files that are no network by themselves
-
-Interval = tuple[float, float]
 
 
 class BenchRow(BaseModel):
@@ -54,6 +52,7 @@ class BenchReport(BaseModel):
 
     device: dict[str, Any]
     rows: list[BenchRow]
+    forms: list[FormRow] = []  # of groups: the ways to run them
     empty_runner_rss_bytes: int
     seconds: float  # for which each file was to be timed in each round
     own_cpu_share: float  # of the wall time, the least of all rounds

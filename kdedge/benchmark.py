@@ -17,11 +17,23 @@ from kdedge.bench_report import BenchReport, BenchRow, rows_for_print, sentences
 from kdedge.data.load import load_recorded
 from kdedge.devices import ColdAnswer, LatencyAnswer
 from kdedge.errors import DeviceError
-from kdedge.manifest import ExportedFile, check_file, manifest_of
+from kdedge.manifest import ExportedFile, Manifest, Recommended, check_file, manifest_of
 from kdedge.recipe_reader import resolved_recipe
+from kdedge.recommendation import FormRow, recommend
 from kdedge.statistics import quantile, quantile_interval
 from kdedge.store import Run, lock, open_run, write_json
-from kdedge.validate import Known, job_file, job_path, measure, put_array, save_predictions
+from kdedge.validate import (
+    Graph,
+    Known,
+    graph_files,
+    graphs,
+    job_file,
+    job_graph,
+    job_path,
+    measure,
+    put_array,
+    save_predictions,
+)
 from kdedge.variants import QUICK_IMAGES
 
 __all__ = ["BenchReport", "bench", "rows_for_print"]
@@ -40,7 +52,8 @@ def bench(
     progress: Callable[[str], None] = lambda line: None,
     known: Known | None = None,
 ) -> BenchReport:
-    """Measure the run's export on `device`; write validation.json, predictions.npz and bench.json into the run.
+    """Measure the run's export on `device`; write validation.json, predictions.npz and bench.json into the run, and into the
+    manifest how to run a group there.
 
     `threads` wins over the recipe's; `progress` gets a line before each step. Calls that are given the same `known`, empty at
     first, measure the accuracy of a file that their runs share once. Raises RunError, DataError, DeviceError.
@@ -51,7 +64,7 @@ def bench(
     threads, rounds = threads or settings.threads, settings.rounds
     with lock(run.path), tempfile.TemporaryDirectory(prefix="kdedge-bench-") as folder:
         export = run.path / "export"
-        files, data = manifest_of(run).files, load_recorded(run.data, data_dir)
+        files, data = (manifest := manifest_of(run)).files, load_recorded(run.data, data_dir)
         n = QUICK_IMAGES if run.quick else len(data.test_labels)
         images, labels = data.test_images[:n], data.test_labels[:n]
         progress(f"accuracy on {len(labels):,} test images")
@@ -60,24 +73,23 @@ def bench(
         write_json(run.path / "validation.json", validation.model_dump(mode="json"))
 
         sent = {job_path(file): check_file(export, file) for file in files}
-        job = {"threads": threads, "images": put_array(Path(folder) / "images.npy", data.test_images[:IMAGES], sent)}
+        few = put_array(Path(folder) / "images.npy", data.test_images[:IMAGES], sent)
+        job: dict[str, Any] = {"threads": threads, "images": few}
+        turns = job | {"task": "latency", "seconds": settings.seconds, "min_runs": MIN_RUNS}
         job_files = [{"name": f"{file.network} {file.role} {file.precision}", **job_file(file)} for file in files]
-        turns = job | {"task": "latency", "seconds": settings.seconds, "min_runs": MIN_RUNS, "files": job_files}
-        timed = []
-        for i in range(rounds):
-            progress(f"latency of {len(files)} files, round {i + 1} of {rounds}")
-            timed.append(answer := devices.ask(device, turns, sent, LatencyAnswer))
-            if [file.name for file in answer.files] != [file["name"] for file in job_files]:
-                raise DeviceError(f"{device}: the runner answered for other files than it was asked for")
+        alone = [{"name": file["name"], "members": [file], "head": None, "threads": threads} for file in job_files]
+        timed = _rounds(device, turns | {"graphs": alone}, sent, rounds, f"{len(files)} files", progress)
+        ways = [] if run.quick else _ways(manifest, int(timed[0].device.get("cores") or 1))
+        forms = _forms(device, turns, ways, sent, rounds, progress)
 
         repeats = 1 if run.quick else min(COLD_STARTS, rounds)
         progress(f"cold start and memory of {len(files)} files, runs of each: {repeats}")
         empty = _cold(device, job, [], sent, repeats)
         cold = [_cold(device, job, [file], sent, repeats) for file in job_files]
-
         report = BenchReport(
             device=timed[0].device,
             rows=_rows(files, threads, timed, cold, _median_rss(empty)),
+            forms=forms,
             empty_runner_rss_bytes=_median_rss(empty),
             seconds=settings.seconds,
             own_cpu_share=round(min(answer.own_cpu_share for answer in timed), 4),
@@ -85,9 +97,76 @@ def bench(
             verdicts=[],
             validation=validation,
         )
-        report.verdicts = sentences(report)
+        recommended = recommend(report.forms, report.device)
+        report.verdicts = [*sentences(report), *(one.why for one in recommended)]
         write_json(run.path / "bench.json", report.model_dump(mode="json", exclude={"validation"}))
+        _record(export, manifest, recommended)
     return report
+
+
+def _rounds(
+    device: str,
+    job: dict[str, Any],
+    sent: dict[str, Path],
+    rounds: int,
+    what: str,
+    progress: Callable[[str], None],
+) -> list[LatencyAnswer]:
+    """What the graphs of a latency job took in each round; no round of no graphs."""
+    timed: list[LatencyAnswer] = []
+    for i in range(rounds if job["graphs"] else 0):
+        progress(f"latency of {what}, round {i + 1} of {rounds}")
+        timed.append(answer := devices.ask(device, job, sent, LatencyAnswer))
+        if [graph.name for graph in answer.graphs] != [graph["name"] for graph in job["graphs"]]:
+            raise DeviceError(f"{device}: the runner answered for other files than it was asked for")
+    return timed
+
+
+def _ways(manifest: Manifest, cores: int) -> list[tuple[Graph, int]]:
+    """Every way to run a group, and on how many threads."""
+    found = graphs(manifest)
+    groups = {graph.network for graph in found if graph.head}
+    return [(graph, threads) for graph in found if graph.network in groups for threads in sorted({1, cores})]
+
+
+def _forms(
+    device: str,
+    job: dict[str, Any],
+    ways: list[tuple[Graph, int]],
+    sent: dict[str, Path],
+    rounds: int,
+    progress: Callable[[str], None],
+) -> list[FormRow]:
+    asked = [job_graph(graph) | {"name": f"{graph.name} {threads}", "threads": threads} for graph, threads in ways]
+    timed = _rounds(device, job | {"graphs": asked}, sent, rounds, f"{len(ways)} ways to run groups", progress)
+    rows = []
+    for i, (graph, threads) in enumerate(ways):
+        runs_ms = sorted(ns / 1e6 for answer in timed for ns in answer.graphs[i].latencies_ns)
+        files = graph_files(graph)
+        rows.append(
+            FormRow(
+                network=graph.network,
+                form="members" if graph.head else "one graph",
+                precision=graph.precision,
+                threads=threads,
+                n=len(runs_ms),
+                latency_ms_p50=quantile(runs_ms, 0.5),
+                latency_ms_p50_ci95=quantile_interval(runs_ms, 0.5),
+                round_p50_ms=[_p50_ms(answer.graphs[i].latencies_ns) for answer in timed],
+                files=[file.path for file in files],
+                file_bytes=sum(file.bytes for file in files),
+                settled=all(answer.graphs[i].settled for answer in timed),
+            )
+        )
+    return rows
+
+
+def _record(export: Path, manifest: Manifest, recommended: list[Recommended]) -> None:
+    """Write what was recommended into the manifest, in the place of what was for the same CPU."""
+    if recommended:
+        here = recommended[0].cpu, recommended[0].cpu_class
+        manifest.recommended = [one for one in manifest.recommended if (one.cpu, one.cpu_class) != here] + recommended
+        write_json(export / "manifest.json", manifest.model_dump(mode="json"))
 
 
 def _cold(
@@ -109,11 +188,11 @@ def _rows(
     cold: list[list[ColdAnswer]],
     empty_rss_bytes: int,
 ) -> list[BenchRow]:
-    round_p50_ms = [[_p50_ms(answer.files[i].latencies_ns) for answer in timed] for i in range(len(files))]
+    round_p50_ms = [[_p50_ms(answer.graphs[i].latencies_ns) for answer in timed] for i in range(len(files))]
     teacher = next((i for i, file in enumerate(files) if (file.role, file.precision) == ("teacher", "fp32")), None)
     rows = []
     for i, file in enumerate(files):
-        runs_ms = sorted(ns / 1e6 for answer in timed for ns in answer.files[i].latencies_ns)
+        runs_ms = sorted(ns / 1e6 for answer in timed for ns in answer.graphs[i].latencies_ns)
         p99_ci95 = quantile_interval(runs_ms, 0.99)
         ratio, ratio_ci95 = speedup(round_p50_ms[i], round_p50_ms[teacher]) if teacher is not None else (None, None)
         rows.append(
@@ -136,7 +215,7 @@ def _rows(
                 speedup=ratio,
                 speedup_ci95=ratio_ci95,
                 round_p50_ms=round_p50_ms[i],
-                settled=all(answer.files[i].settled for answer in timed),
+                settled=all(answer.graphs[i].settled for answer in timed),
             )
         )
     return rows

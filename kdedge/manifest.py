@@ -82,6 +82,20 @@ class GateResult(BaseModel):
         return self.network, self.role
 
 
+class Recommended(BaseModel):
+    """How to run a network on a device, as `bench` measured it there."""
+
+    network: str
+    form: Literal["one graph", "members"]  # members: their files, then the head's
+    precision: Precision
+    threads: int
+    files: list[str]
+    latency_ms_p50: float
+    cpu: str | None
+    cpu_class: str
+    why: str  # two sentences
+
+
 class DataRecord(BaseModel):
     """The dataset of the run, as run.json has it: with the sample numbers of the manifest it gives the same images."""
 
@@ -109,6 +123,7 @@ class Manifest(BaseModel):
     accuracy: list[ValidationRow] = []
     gates: list[GateResult] = []  # the verdict on each int8 network on each CPU class, in every form that was tried
     ships: dict[str, list[str]] = {}  # for each CPU class, the int8 files that passed on it
+    recommended: list[Recommended] = []  # the latest for each CPU that it was measured on
 
     @property
     def refused(self) -> list[GateResult]:

@@ -19,6 +19,9 @@ _T95 += [2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086]
 _T95 += [2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042]
 
 
+FEWEST_ROUNDS = 3  # that tell equal speeds from unknown ones: half an interval of two is 13 of their standard errors
+
+
 @dataclass(frozen=True)
 class Drop:
     """By how many percentage points a candidate is worse than a reference on the same n images."""

@@ -10,7 +10,7 @@ import io
 import re
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -133,7 +133,8 @@ def measure(
         on = *(array["sha256"] for array in arrays.values()), device
         keys = [(*on, *(file.sha256 for file in graph_files(graph))) for graph in wanted]
         asked = {key: graph for key, graph in zip(keys, wanted, strict=True) if key not in known}
-        job = {"task": "accuracy", "threads": threads, "batch": BATCH, "graphs": _job_graphs(asked.values()), **arrays}
+        named = [*map(job_graph, asked.values())]
+        job = {"task": "accuracy", "threads": threads, "batch": BATCH, "graphs": named, **arrays}
         answer = devices.ask(device, job, files, devices.AccuracyAnswer)
     if [graph.name for graph in answer.graphs] != [graph.name for graph in asked.values()]:
         raise DeviceError(f"{device}: the runner answered for other files than it was asked for")
@@ -184,15 +185,13 @@ def graph_files(graph: Graph) -> tuple[ExportedFile, ...]:
     return (*graph.members, graph.head) if graph.head else graph.members
 
 
-def _job_graphs(asked: Iterable[Graph]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": graph.name,
-            "members": [job_file(file) for file in graph.members],
-            "head": job_file(graph.head) if graph.head else None,
-        }
-        for graph in asked
-    ]
+def job_graph(graph: Graph) -> dict[str, Any]:
+    """A graph as a job names it."""
+    return {
+        "name": graph.name,
+        "members": [job_file(file) for file in graph.members],
+        "head": job_file(graph.head) if graph.head else None,
+    }
 
 
 def job_path(file: ExportedFile) -> str:

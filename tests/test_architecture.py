@@ -36,6 +36,7 @@ LEVELS = [
         "verification",
         "benchmark",
         "bench_report",
+        "recommendation",
         "comparison",
         "measurements",
         "portability",

@@ -12,7 +12,7 @@ from tiny_export import write_data, write_run
 from kdedge.bench_report import BenchReport, BenchRow, rows_for_print, sentences
 from kdedge.benchmark import bench
 from kdedge.errors import DataError, DeviceError, RecipeError, RunError
-from kdedge.manifest import ValidationRow
+from kdedge.manifest import ValidationRow, read_manifest
 from kdedge.store import open_run, write_json
 from kdedge.validate import Validation
 
@@ -148,7 +148,7 @@ def test_a_device_that_answers_for_other_files_is_not_believed(
     def liar(job: Any, files: Any) -> dict[str, Any]:
         answer = local.run(job, files)
         if job["task"] == "latency":
-            answer["files"].reverse()
+            answer["graphs"].reverse()
         return answer
 
     monkeypatch.setitem(DEVICES, "liar", liar)
@@ -166,6 +166,23 @@ def test_threads_given_win_over_the_recipes(data_dir: Path, tmp_path: Path) -> N
     report = bench(run, threads=2, data_dir=data_dir)
     assert [row.threads for row in report.rows] == [2, 2]
     assert report.rows[0].speedup_ci95 is None  # one round tells nothing of the spread between rounds
+
+
+def test_the_way_to_run_a_group_is_measured_and_written_into_the_manifest(data_dir: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "tiny", data_dir, rounds=3, seconds=1e-9)
+    for _ in range(2):  # the second time takes the place of the first
+        report = bench(run, data_dir=data_dir)
+        threads = sorted({1, report.device["cores"]})
+        ways = [(row.form, row.precision, row.threads) for row in report.forms]
+        kinds = [(form, precision) for precision in ("fp32", "int8") for form in ("one graph", "members")]
+        assert ways == [(*kind, n) for kind in kinds for n in threads]
+        assert all(row.n >= 300 and len(row.round_p50_ms) == 3 for row in report.forms)
+        chain = next(row for row in report.forms if row.form == "members")
+        assert chain.files == ["students.0.fp32.onnx", "students.1.fp32.onnx", "head.fp32.onnx"]
+        assert chain.file_bytes == sum((run.path / "export" / path).stat().st_size for path in chain.files)
+        (recommended,) = read_manifest(run.path / "export").recommended
+        assert recommended.network == "students" and recommended.cpu_class == report.device["cpu_class"]
+        assert report.verdicts[-1] == recommended.why
 
 
 # The figures of the prototype: the sentences that a user must see.

@@ -14,7 +14,7 @@ import pytest
 from tiny_export import labelled_images, pixels, write_head, write_image_network
 
 from kdedge.devices import local
-from kdedge.devices.runner import cpu_class
+from kdedge.devices.runner import cpu_class, whole_run
 
 N = 50
 TEN = list(range(10))
@@ -88,20 +88,30 @@ def test_every_answer_describes_the_device(folder: Path) -> None:
     assert device["numpy"] == np.__version__ and device["memory_bytes"] > 2**28
 
 
-def test_latency_times_every_file_for_as_long_as_asked(folder: Path) -> None:
-    files = [entry(folder, name) for name in ("whole.onnx", "blind.onnx", "head.onnx")]
-    found = answer(folder, job(folder, "latency", files=files))
-    assert [file["name"] for file in found["files"]] == ["whole.onnx", "blind.onnx", "head.onnx"]
-    for file in found["files"]:
-        assert file["warm_up_runs"] >= 50
+def test_latency_times_every_graph_for_as_long_as_asked(folder: Path) -> None:
+    graphs = [graph(folder, name, [f"{name}.onnx"]) | {"threads": 1} for name in ("whole", "blind", "head")]
+    graphs += [graph(folder, f"chain {n}", ["low.onnx", "high.onnx"], "head.onnx") | {"threads": n} for n in (1, 2)]
+    found = answer(folder, job(folder, "latency", graphs=graphs))
+    assert [one["name"] for one in found["graphs"]] == ["whole", "blind", "head", "chain 1", "chain 2"]
+    for one in found["graphs"]:
+        assert one["warm_up_runs"] >= 50
         # The time between the runs and the uncounted ones is not in the sum, so it stays below what was asked for.
-        assert len(file["latencies_ns"]) >= 5 and 0.01e9 < sum(file["latencies_ns"]) < 0.2e9
+        assert len(one["latencies_ns"]) >= 5 and 0.01e9 < sum(one["latencies_ns"]) < 0.2e9
     assert 0 < found["own_cpu_share"] <= 1.05
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_timed_chain_gives_what_its_files_give(folder: Path, threads: int) -> None:
+    images = labelled_images(N)[0]
+    members = [folder / "low.onnx", folder / "high.onnx"]
+    run, feeds = whole_run(members, folder / "head.onnx", threads, images)
+    assert [int(run(feed)[0].argmax()) for feed in feeds[:20]] == [i % 10 for i in range(20)]
+
+
 def test_latency_runs_at_least_min_runs(folder: Path) -> None:
-    found = answer(folder, job(folder, "latency", files=[entry(folder, "whole.onnx")], seconds=1e-9, min_runs=3000))
-    assert len(found["files"][0]["latencies_ns"]) >= 3000
+    whole = graph(folder, "whole", ["whole.onnx"]) | {"threads": 1}
+    found = answer(folder, job(folder, "latency", graphs=[whole], seconds=1e-9, min_runs=3000))
+    assert len(found["graphs"][0]["latencies_ns"]) >= 3000
 
 
 def test_cold_start_and_memory_are_more_than_the_empty_runners(folder: Path, tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def _deployed_ms(folder: Path, recipe: str, name: str, rounds: int) -> tuple[dic
         "merged_int8": rewritten(network, inputs[:2], DIRECT_FILTERS),
     }
     sent: dict[str, Path] = {}
-    job: dict[str, Any] = {"task": "latency", "threads": 1, "seconds": 1.0, "min_runs": 100, "files": []}
+    job: dict[str, Any] = {"task": "latency", "seconds": 1.0, "min_runs": 100, "graphs": []}
     job["images"] = put_array(folder / "images.npy", images, sent)
     for file, module in modules.items():
         graph = to_graph(module, inputs[:2], PIXELS, "logits")
@@ -255,10 +255,11 @@ def _deployed_ms(folder: Path, recipe: str, name: str, rounds: int) -> tuple[dic
             graph = from_pixels(graph, pixels, info.shape)
         path = sent[f"{file}.onnx"] = folder / f"{file}.onnx"
         path.write_bytes(graph.SerializeToString())
-        job["files"].append({"name": file, "path": path.name, "sha256": sha256(path)})
+        members = [{"path": path.name, "sha256": sha256(path)}]
+        job["graphs"].append({"name": file, "members": members, "head": None, "threads": 1})
     answers = [devices.ask("cpu", job, sent, devices.LatencyAnswer) for _ in range(rounds)]
     p50_ms = {
-        file: [statistics.median(answer.files[number].latencies_ns) / 1e6 for answer in answers]
+        file: [statistics.median(answer.graphs[number].latencies_ns) / 1e6 for answer in answers]
         for number, file in enumerate(modules)
     }
     return p50_ms, answers[0].device

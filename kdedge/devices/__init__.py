@@ -43,8 +43,8 @@ class AccuracyAnswer(BaseModel):
     graphs: list[GraphAnswer]
 
 
-class FileLatencies(BaseModel):
-    """Every counted run of one file."""
+class GraphLatencies(BaseModel):
+    """Every counted run of one graph."""
 
     name: str
     latencies_ns: list[int] = Field(min_length=1)
@@ -57,7 +57,7 @@ class LatencyAnswer(BaseModel):
 
     device: dict[str, Any]
     own_cpu_share: float  # of the wall time of the measurement
-    files: list[FileLatencies]
+    graphs: list[GraphLatencies]
 
 
 class ColdAnswer(BaseModel):

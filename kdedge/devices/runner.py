@@ -5,8 +5,8 @@ names its files by {"path", "sha256"}, relative to the job's folder; all are che
 
     {"task": "accuracy", "threads": 2, "images": FILE, "labels": FILE, "batch": 50,
      "graphs": [{"name": "students head fp32", "members": [FILE, ...], "head": FILE or null}, ...]}
-    {"task": "latency", "threads": 1, "images": FILE, "seconds": 1.0, "min_runs": 100,
-     "files": [{"name", ...FILE}, ...]}
+    {"task": "latency", "images": FILE, "seconds": 1.0, "min_runs": 100,
+     "graphs": [{"name", "members", "head", "threads": 1}, ...]}
     {"task": "cold", "threads": 1, "images": FILE, "files": [] or [{"name", ...FILE}]}
     {"task": "fuse", "files": [{"name", ...FILE}, ...]}
 
@@ -26,7 +26,9 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,10 @@ UNCOUNTED_RUNS = 3  # at the start of a block: they pay for the caches that the 
 WARM_UP_BLOCK_RUNS = 25
 WARM_UP_LIMIT_NS = 2_000_000_000
 SETTLED = 0.05  # two successive warm-up medians closer than this: the times have settled
+
+
+Feed = dict[str, np.ndarray]
+Run = Callable[[Feed], Any]
 
 
 class JobError(Exception):
@@ -79,16 +85,10 @@ def accuracy(job: dict[str, Any]) -> dict[str, Any]:
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise JobError(f"job: labels: expected {len(images)} integers, found {labels.dtype} {list(labels.shape)}")
     batch, threads = need(job, "batch", int), need(job, "threads", int)
-    graphs = []
-    for graph in need(job, "graphs", list):
-        name, head = need(graph, "name", str), need(graph, "head", dict, type(None))
-        members = [locate(job, member) for member in need(graph, "members", list)]
-        if not members or (head is None and len(members) > 1):
-            raise JobError(f"job: {name}: expected one member, or several and a head, given {len(members)} without")
-        graphs.append((name, members, head and locate(job, head)))
+    graphs = named_graphs(job)
 
     answers = []
-    for name, members, head in graphs:
+    for _, name, members, head in graphs:
         said = predict(members, head, images, batch, threads)
         correct = int((said == labels).sum())
         answers.append({"name": name, "n": len(images), "correct": correct, "predictions": said.tolist()})
@@ -117,61 +117,79 @@ def predict(members: list[Path], head: Path | None, images: np.ndarray, batch: i
 
 
 def latency(job: dict[str, Any]) -> dict[str, Any]:
-    """Nanoseconds of every counted run of each file, batch 1.
+    """Nanoseconds of every counted run of each graph, batch 1.
 
-    The inputs rotate over all images. The files take turns in short blocks, forwards and backwards, so that drift of
+    The inputs rotate over all images. The graphs take turns in short blocks, forwards and backwards, so that drift of
     clock and temperature hits all alike. `own_cpu_share` is below 1 when something else held this thread's core.
     """
-    images, files = load(job, "images"), named_files(job)
+    images, graphs = load(job, "images"), named_graphs(job)
     seconds, min_runs = need(job, "seconds", int, float), need(job, "min_runs", int)
-    sessions = [session(path, need(job, "threads", int)) for _, path in files]
-    feeds = [inputs(one, images) for one in sessions]
+    timed = [whole_run(members, head, need(graph, "threads", int), images) for graph, _, members, head in graphs]
     gc.freeze()
     gc.disable()
-    for one, (_, path), feed in zip(sessions, files, feeds, strict=True):
-        infer(one, path, feed[0])  # names the file that cannot be run
-    warm = [warm_up(one, feed) for one, feed in zip(sessions, feeds, strict=True)]
+    warm = [warm_up(run, feeds) for run, feeds in timed]
 
-    took: list[list[int]] = [[] for _ in files]
-    spent_ns = [0] * len(files)
-    order = list(range(len(files)))
+    took: list[list[int]] = [[] for _ in timed]
+    spent_ns = [0] * len(timed)
+    order = list(range(len(timed)))
     wall_start, cpu_start = time.perf_counter_ns(), time.thread_time_ns()
     while any(spent_ns[i] < seconds * 1e9 or len(took[i]) < min_runs for i in order):
         for i in order:
             started = time.perf_counter_ns()
-            block(sessions[i], feeds[i], took[i])
+            block(*timed[i], took[i])
             spent_ns[i] += time.perf_counter_ns() - started
         order.reverse()
     wall_ns, cpu_ns = time.perf_counter_ns() - wall_start, time.thread_time_ns() - cpu_start
     answers = [
         {"name": name, "latencies_ns": ns, "warm_up_runs": runs, "settled": settled}
-        for (name, _), ns, (runs, settled) in zip(files, took, warm, strict=True)
+        for (_, name, _, _), ns, (runs, settled) in zip(graphs, took, warm, strict=True)
     ]
-    return {"own_cpu_share": cpu_ns / max(1, wall_ns), "files": answers}
+    return {"own_cpu_share": cpu_ns / max(1, wall_ns), "graphs": answers}
 
 
-def block(one: onnxruntime.InferenceSession, feeds: list[dict[str, np.ndarray]], took_ns: list[int]) -> None:
+def whole_run(members: list[Path], head: Path | None, threads: int, images: np.ndarray) -> tuple[Run, list[Feed]]:
+    """One run of a graph from a feed of batch 1 to its output, and the feeds; it was run once.
+
+    The threads share the operators of a file; of members they share the members, each of which has one.
+    """
+    sessions = [session(path, threads if head is None else 1) for path in members]
+    feeds = [inputs(one, images) for one in sessions]
+    outputs = [infer(one, path, feed[0]) for one, path, feed in zip(sessions, members, feeds, strict=True)]
+    if head is None:
+        return partial(sessions[0].run, None), feeds[0]
+    last = session(head, 1)
+    infer(last, head, {"dense": np.concatenate(outputs, axis=1)})
+    at_once = ThreadPoolExecutor(threads).map if threads > 1 else map
+
+    def chain(feed: Feed) -> Any:
+        dense = list(at_once(lambda one: one.run(None, feed)[0], sessions))
+        return last.run(None, {"dense": np.concatenate(dense, axis=1)})
+
+    return chain, feeds[0]
+
+
+def block(run: Run, feeds: list[Feed], took_ns: list[int]) -> None:
     """Run for BLOCK_NS, at least once, and append what each run took."""
     for i in range(UNCOUNTED_RUNS):
-        one.run(None, feeds[i % len(feeds)])
+        run(feeds[i % len(feeds)])
     end = time.perf_counter_ns() + BLOCK_NS
     while time.perf_counter_ns() < end:
-        took_ns.append(timed_ns(one, feeds[len(took_ns) % len(feeds)]))
+        took_ns.append(timed_ns(run, feeds[len(took_ns) % len(feeds)]))
 
 
-def timed_ns(one: onnxruntime.InferenceSession, feed: dict[str, np.ndarray]) -> int:
+def timed_ns(run: Run, feed: Feed) -> int:
     """Nanoseconds of one run: what kdedge calls latency."""
     before = time.perf_counter_ns()
-    one.run(None, feed)
+    run(feed)
     return time.perf_counter_ns() - before
 
 
-def warm_up(one: onnxruntime.InferenceSession, feeds: list[dict[str, np.ndarray]]) -> tuple[int, bool]:
+def warm_up(run: Run, feeds: list[Feed]) -> tuple[int, bool]:
     """Run in blocks until the median settles, or for WARM_UP_LIMIT_NS: how many runs, and whether it settled."""
     end = time.perf_counter_ns() + WARM_UP_LIMIT_NS
     medians: list[float] = []
     while True:
-        medians.append(statistics.median(timed_ns(one, feeds[i % len(feeds)]) for i in range(WARM_UP_BLOCK_RUNS)))
+        medians.append(statistics.median(timed_ns(run, feeds[i % len(feeds)]) for i in range(WARM_UP_BLOCK_RUNS)))
         settled = len(medians) > 1 and abs(medians[-1] - medians[-2]) <= SETTLED * medians[-2]
         if settled or (len(medians) > 1 and time.perf_counter_ns() > end):
             return len(medians) * WARM_UP_BLOCK_RUNS, settled
@@ -245,6 +263,18 @@ def inputs(one: onnxruntime.InferenceSession, images: np.ndarray) -> list[dict[s
         raise JobError(f"expected an input `image` or `dense` of known width, found {wanted.name!r} {wanted.shape}")
     random = default_rng(0)
     return [{"dense": random.standard_normal((1, width), np.float32)} for _ in images]
+
+
+def named_graphs(job: dict[str, Any]) -> list[tuple[dict[str, Any], str, list[Path], Path | None]]:
+    """The job's graphs, their names, and their files, checked."""
+    graphs = []
+    for graph in need(job, "graphs", list):
+        name, head = need(graph, "name", str), need(graph, "head", dict, type(None))
+        members = [locate(job, member) for member in need(graph, "members", list)]
+        if not members or (head is None and len(members) > 1):
+            raise JobError(f"job: {name}: expected one member, or several and a head, given {len(members)} without")
+        graphs.append((graph, name, members, head and locate(job, head)))
+    return graphs
 
 
 def named_files(job: dict[str, Any]) -> list[tuple[str, Path]]:
