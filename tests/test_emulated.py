@@ -75,8 +75,8 @@ while IFS= read -r line; do printf '%s\\n' "$line"; done < "$4/proc/cpuinfo" > {
 shift 4
 exec "$@" """,
     )
-    answer = devices.ask("x86-sse", ANY_JOB, {}, devices.FuseAnswer)
-    assert answer.device["emulated"] == {"qemu": "7.2.22", "cpu": "Nehalem"}
+    answer = emulated.run("x86-sse", ANY_JOB, {})
+    assert answer["device"]["emulated"] == {"qemu": "7.2.22", "cpu": "Nehalem"}
     options, python, no_bytecode = said.read_text().splitlines()
     assert (options, no_bytecode) == ("-cpu Nehalem -L", "1")
     assert Path(python) == Path(python).resolve() and Path(python).read_bytes()[:4] == b"\x7fELF"

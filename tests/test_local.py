@@ -28,7 +28,9 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 def job(files: dict[str, Path], task: str, **changes: Any) -> dict[str, Any]:
     entries = [{"name": name, "path": name, "sha256": sha256(path)} for name, path in files.items()]
-    return {"task": task, "threads": 1, "images": entries[0], "files": entries[1:]} | changes
+    graphs = [{"name": "network", "members": entries[1:], "head": None, "threads": 1}]
+    work = {"graphs": graphs} if task == "latency" else {"files": entries[1:]}
+    return {"task": task, "threads": 1, "images": entries[0], **work} | changes
 
 
 def test_the_answer_comes_back_and_nothing_is_left_behind(

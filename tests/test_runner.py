@@ -163,10 +163,12 @@ def test_a_job_that_is_no_job_is_refused(folder: Path, content: str, said: str) 
 def test_all_hashes_are_checked_before_anything_runs(folder: Path) -> None:
     """The broken file comes first and would fail when loaded; the wrong hash of the second one is seen before."""
     wrong = entry(folder, "whole.onnx") | {"sha256": "0" * 64}
-    files = [entry(folder, "broken.onnx"), wrong]
-    refused(folder, json.dumps(job(folder, "latency", files=files)), "whole.onnx is not the file that was sent")
     graphs = [graph(folder, "a", ["broken.onnx"]), {"name": "b", "members": [wrong], "head": None}]
-    refused(folder, json.dumps(job(folder, "accuracy", graphs=graphs)), "whole.onnx is not the file that was sent")
+    graphs = [one | {"threads": 1} for one in graphs]
+    for task in ("latency", "accuracy"):
+        refused(folder, json.dumps(job(folder, task, graphs=graphs)), "whole.onnx is not the file that was sent")
+    files = [entry(folder, "broken.onnx"), wrong]
+    refused(folder, json.dumps(job(folder, "fuse", files=files)), "whole.onnx is not the file that was sent")
 
 
 @pytest.mark.parametrize("path", ["../outside.onnx", "/etc/hostname", "link.onnx"])
