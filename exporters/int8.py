@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,18 +126,20 @@ def _leave_output_in_float(model: onnx.ModelProto) -> None:
         graph.value_info.remove(info)
 
 
+_SMALL_TYPES = {1: ("INT2", 25), 7: ("INT4", 21)}  # by the largest integer they have to hold; the opset that knows them
 _MOVES_ONLY = ("Reshape", "Flatten", "MaxPool", "Slice", "Pad", "Resize")  # values: it gives none that it was not given
 _LARGEST_BIAS = 2.0**30  # of an int32, with room for what is added to it
 
 
 def quantize_trained(
-    graph: onnx.ModelProto, limit: int, pixels: PixelScale | None, shape: tuple[int, int, int] | None
+    graph: onnx.ModelProto, limits: Mapping[str, int], pixels: PixelScale | None, shape: tuple[int, int, int] | None
 ) -> onnx.ModelProto:
     """`graph`, of a network that was trained quantized, with integers for its weights and biases.
 
     It brings its scales: what its layers take goes through QuantizeLinear and DequantizeLinear, and each channel of their
-    weights lies on a grid of `limit` steps on each side of 0, the largest at the last one. With `pixels` and `shape`
-    [C, H, W] the input becomes `image`, uint8. Raises ExportError for a layer of which that is not true.
+    weights lies on a grid of so many steps on each side of 0 as `limits` has by their name, the largest at the last one.
+    With `pixels` and `shape` [C, H, W] the input becomes `image`, uint8. Raises ExportError for a layer of which that is
+    not true.
     """
     quantized = copy.deepcopy(graph) if pixels is None or shape is None else from_pixels(graph, pixels, shape)
     nodes = quantized.graph.node
@@ -152,7 +155,7 @@ def quantize_trained(
         weight, *biases = (known[name] for name in node.input[1:])  # the exporter leaves a bias of zeros out
         bias = biases[0] if biases else np.zeros(len(weight), np.float32)
         try:
-            tensors = _integers(weight, bias, known[taken.input[1]], limit)
+            tensors = _integers(weight, bias, known[taken.input[1]], limits[node.input[1]])
         except ValueError as error:
             raise ExportError(f"{node.name} ({node.op_type}): {error}") from None
         for place, (integers, scale) in enumerate(tensors[: len(node.input) - 1], 1):
@@ -167,6 +170,7 @@ def quantize_trained(
             nodes.insert(list(nodes).index(node), made)
             node.input[place] = name
     _remove_unused(quantized.graph)
+    _pack(quantized)
     onnx.checker.check_model(quantized, full_check=True)
     return quantized
 
@@ -188,6 +192,30 @@ def _round_before_moving(graph: onnx.GraphProto) -> None:
             for one in pair:
                 graph.node.insert(list(graph.node).index(node), one)
             node.input[number] = values
+
+
+def _pack(model: onnx.ModelProto) -> None:
+    """Store int8 weights in 4 or 2 bits where these hold them, and cast them back.
+
+    Onnxruntime folds the Cast when it loads the file and fuses the layer as any int8 one. Without it, a layer of int4 is
+    computed in float, and a file with one of int2 does not load (1.31.1). The opset becomes the one that has the type;
+    what the graph's other operators compute is the same in it.
+    """
+    weights = {value.name: value for value in model.graph.initializer if value.data_type == onnx.TensorProto.INT8}
+    for node in [node for node in model.graph.node if node.input and node.input[0] in weights]:
+        name = node.input[0]
+        integers = numpy_helper.to_array(weights[name])
+        small = [kind for limit, kind in _SMALL_TYPES.items() if np.abs(integers).max() <= limit]
+        if not small:
+            continue
+        kind, opset = small[0]
+        dtype = helper.tensor_dtype_to_np_dtype(onnx.TensorProto.DataType.Value(kind))
+        weights[name].CopyFrom(numpy_helper.from_array(integers.astype(dtype), f"{name}.{kind.lower()}"))
+        cast = helper.make_node("Cast", [weights[name].name], [name], f"{name}.unpack", to=onnx.TensorProto.INT8)
+        model.graph.node.insert(list(model.graph.node).index(node), cast)
+        (imported,) = model.opset_import
+        imported.version = max(imported.version, opset)
+    model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(model.opset_import))
 
 
 def _integers(

@@ -91,6 +91,14 @@ def tensors(values: Iterable[onnx.ValueInfoProto]) -> list[TensorInfo]:
     ]
 
 
+def weight_bits(graph: onnx.GraphProto) -> int:
+    """The fewest bits in which the weights of a layer are stored: 32 of floats, 8, 4 or 2 of integers."""
+    import onnx
+
+    types = {onnx.TensorProto.DataType.Name(value.data_type) for value in graph.initializer if len(value.dims) > 1}
+    return min((int(name.removeprefix("U").removeprefix("INT")) for name in types if "INT" in name), default=32)
+
+
 def audit(export: Path, files: list[ExportedFile], *, device: str = "cpu") -> tuple[dict[str, Any], list[list[str]]]:
     """The device, and for each file `name (operator)` of every node that stays in float after onnxruntime has fused it there.
 

@@ -30,7 +30,7 @@ from exporters.float32 import (
 from exporters.int8 import DIRECT_FILTERS, FORMS, quantize, quantize_trained
 from exporters.parity import check, check_trained
 from kdedge import store
-from kdedge.audit import audit, tensors
+from kdedge.audit import audit, tensors, weight_bits
 from kdedge.data.batches import normalise, pixel_scale
 from kdedge.data.catalog import DatasetInfo
 from kdedge.data.load import load_recorded
@@ -42,8 +42,7 @@ from kdedge.models.rewriting import rewritten
 from kdedge.networks import finished_network
 from kdedge.plan import in_order
 from kdedge.progress import Quiet
-from kdedge.quantize.fake import LIMITS
-from kdedge.quantize.layers import in_float, rounded, with_rounded_biases
+from kdedge.quantize.layers import in_float, rounded, weight_limits, with_rounded_biases
 from kdedge.recipe import Recipe
 from kdedge.recipe_reader import resolved_recipe
 from kdedge.store import Run
@@ -96,7 +95,7 @@ def export(
                 manifest.files.append(write(piece, precision))
         progress.update("export", len(pieces), len(pieces), f"{len(manifest.files)} files")
         progress.finish()
-        _note_agreements(manifest, len(compared), progress)
+        _note_training(manifest, len(compared), progress)
         progress.note(f"measuring {len(manifest.files)} files on {len(validation[1]):,} validation images")
         store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
         if int8:
@@ -121,14 +120,18 @@ def _hold_the_gates(manifest: Manifest, export: Path) -> None:
         raise GateError("\n".join(lines))
 
 
-def _note_agreements(manifest: Manifest, images: int, progress: Quiet) -> None:
-    """Say how near the files of what was trained quantized are to its simulation in torch, with biases in integers."""
+def _note_training(manifest: Manifest, images: int, progress: Quiet) -> None:
+    """Say how near the files of what was trained quantized are to its simulation in torch, with biases in integers, and what
+    fewer bits than 8 are good for."""
     for file in manifest.files:
         if file.agreement_with_torch is not None:
             said = (
                 f"the class that its simulation in torch gives on {file.agreement_with_torch:.2f}% of {images:,} images"
             )
             progress.note(f"{file.path}: {said}, logits within {file.difference_to_torch:.3g}")
+    for bits in sorted({file.weight_bits for file in manifest.files if file.weight_bits and file.weight_bits < 8}):
+        why = "onnxruntime makes them int8 when it loads the file"
+        progress.note(f"weights of {bits} bits make a file smaller, not faster: {why}")
 
 
 def roles(recipe: Recipe) -> list[tuple[str, Role]]:
@@ -168,7 +171,7 @@ class _Piece:
 
     @property
     def in_float(self) -> nn.Module:
-        return self.module if self.bits is None else in_float(self.module)
+        return self.module if self.bits is None else in_float(rounded(self.module))
 
     def graph(self, example: Tensor, apart_from: float = math.inf) -> onnx.ModelProto:
         """Its graph in float, of a network in fewer and larger layers, but those of siblings of so many filters or more.
@@ -252,7 +255,7 @@ def _write(
         else:
             # Not `piece.graph`: the ranges of what its layers take are constants of this graph, not weights.
             graph = to_graph(rounded(piece.module), example, piece.input_name, piece.gives)
-            whole = quantize_trained(graph, LIMITS[piece.bits], pixels, info.shape)
+            whole = quantize_trained(graph, weight_limits(piece.module), pixels, info.shape)
         store.write_bytes(path, whole.SerializeToString(deterministic=True))
         if precision == "fp32":
             measured = {"difference_to_torch": check(path, piece.in_float, given.numpy(), inputs)}
@@ -268,6 +271,8 @@ def _write(
         sha256=store.sha256(path),
         bytes=path.stat().st_size,
         parameters=count_parameters(piece.module),
+        weight_bits=weight_bits(whole.graph),
+        opset=whole.opset_import[0].version,
         inputs=tensors(whole.graph.input),
         outputs=tensors(whole.graph.output),
         **measured,
@@ -306,9 +311,10 @@ def rows_to_print(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
             [
                 file.path,
                 f"{file.parameters:,}",
+                "" if file.weight_bits is None else str(file.weight_bits),
                 f"{file.bytes / 1000:,.0f}",
                 f"{measured.accuracy:.2f}" if measured else "",
                 "" if file.float_nodes is None else str(len(file.float_nodes)),
             ]
         )
-    return ["file", "parameters", "kB", "validation %", "float nodes"], rows
+    return ["file", "parameters", "weight bits", "kB", "validation %", "float nodes"], rows

@@ -38,6 +38,8 @@ class ExportedFile(BaseModel):
     sha256: str
     bytes: int
     parameters: int  # of the network as it was trained; the file of a whole network may hold fewer numbers
+    weight_bits: int | None = None  # the fewest that the weights of a layer are stored in: 32, 8, 4 or 2
+    opset: int | None = None  # which may be newer than the manifest's, where weights have 4 or 2 bits
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
     # On validation images, of fp32, and of int8 that was trained quantized: the largest difference of an output.

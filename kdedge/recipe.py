@@ -88,7 +88,7 @@ class Improve(Fields):
 class Quantize(Fields):
     """Training with rounded weights and activations, as the int8 file will have them."""
 
-    weights: Literal[8] = Field(8, description="bits")
+    weights: Literal[8, 4, 2] = Field(8, description="bits, but for the first layer and the head, which have 8")
     activations: Literal[8] = Field(8, description="bits")
     observe_steps: int = Field(
         1000, ge=1, le=10_000_000, description="steps of training that set the ranges of activations; then they stay"

@@ -72,7 +72,7 @@ def _verify(folder: Path, data_dir: Path | None, say: Callable[[str], None]) -> 
     manifest = read_manifest(folder)
     graphs(manifest)
     _each(manifest, lambda file: check_file(folder, file))
-    _each(manifest, lambda file: check_graph(folder / file.path, file, manifest.opset))
+    _each(manifest, lambda file: check_graph(folder / file.path, file, file.opset or manifest.opset))
 
     say(f"loading {len(manifest.files)} files")
     device, float_nodes = audit(folder, manifest.files)
@@ -195,7 +195,8 @@ def _by_place(rows: list[ValidationRow]) -> dict[tuple[str, str, str], Validatio
 
 
 def _notes(folder: Path, manifest: Manifest, images: _Images | str) -> list[str]:
-    checked = f"SHA-256, opset {manifest.opset}, inputs and outputs, and what stays in float"
+    opsets = " or ".join(map(str, sorted({file.opset or manifest.opset for file in manifest.files})))
+    checked = f"SHA-256, opset {opsets}, inputs and outputs, and what stays in float"
     notes = [f"The {len(manifest.files)} files in {folder} are those of its manifest: {checked}."]
     if isinstance(images, str):
         notes.append(f"Their accuracy was not measured. {images}")

@@ -7,18 +7,19 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
-from random_networks import data_of, images, pixels_of
+from onnx import TensorProto, helper, numpy_helper
+from random_networks import data_of, images, network, pixels_of
 from tiny_export import exported, float_nodes, pixels, write_image_network
 from torch import Tensor, nn
 
 from exporters.calibration import ranges
 from exporters.float32 import from_pixels, to_graph
-from exporters.int8 import quantize
-from kdedge.audit import audit, check_graph
+from exporters.int8 import quantize, quantize_trained
+from kdedge.audit import audit, check_graph, weight_bits
 from kdedge.data.batches import normalise
 from kdedge.devices import DEVICES, local
 from kdedge.errors import DeviceError, RunError
+from kdedge.quantize.layers import quantized_network, rounded, weight_limits
 
 INFO = data_of("lenet5")
 SAMPLES = normalise(images(32, INFO), INFO)
@@ -59,6 +60,44 @@ def test_what_is_cast_to_float_stays_in_float(tmp_path: Path) -> None:
     path = write_image_network(tmp_path / "int8.onnx", pixels(list(range(10))))
     assert [node.op_type for node in onnx.load(path).graph.node] == ["Flatten", "Cast", "MatMul"]
     assert float_nodes(path) == ["product (MatMul)"]
+
+
+@pytest.fixture(scope="module")
+def four_bits() -> onnx.ModelProto:
+    module = quantized_network(network("lenet5"), 4, 1)
+    module.train()(SAMPLES)
+    graph = to_graph(rounded(module.eval()), SAMPLES[:2], "pixels", "logits")
+    return quantize_trained(graph, weight_limits(module), pixels_of(INFO), INFO.shape)
+
+
+def test_int4_that_onnxruntime_does_not_unpack_stays_in_float(four_bits: onnx.ModelProto, tmp_path: Path) -> None:
+    """So it is the Cast that keeps these layers integer."""
+    onnx.save(four_bits, tmp_path / "unpacked.onnx")
+    assert float_nodes(tmp_path / "unpacked.onnx") == []
+    direct = onnx.ModelProto()
+    direct.CopyFrom(four_bits)
+    stored = {node.output[0]: node.input[0] for node in direct.graph.node if node.op_type == "Cast"}
+    zeros = {value.name: value for value in direct.graph.initializer if value.name.endswith(".weight.zero")}
+    layers = set()
+    for node in list(direct.graph.node):
+        if node.op_type == "Cast":
+            direct.graph.node.remove(node)
+        elif node.op_type == "DequantizeLinear" and node.input[0] in stored:
+            node.input[0] = stored[node.input[0]]
+            zero = zeros[node.input[2]]
+            packed = numpy_helper.to_array(zero).astype(helper.tensor_dtype_to_np_dtype(TensorProto.INT4))
+            zero.CopyFrom(numpy_helper.from_array(packed, zero.name))
+            layers |= {f"{one.name} ({one.op_type})" for one in direct.graph.node if node.output[0] in one.input}
+    onnx.checker.check_model(direct, full_check=True)
+    onnx.save(direct, tmp_path / "direct.onnx")
+    assert len(layers) == 3 and layers <= set(float_nodes(tmp_path / "direct.onnx"))
+
+
+def test_bits_of_weights_are_read_off_the_graph(four_bits: onnx.ModelProto) -> None:
+    graph = to_graph(around(nn.ReLU()), SAMPLES[:2], "pixels", "logits")
+    int8 = quantize(graph, ranges(graph, SAMPLES.numpy()), pixels_of(INFO), INFO.shape)
+    found = [weight_bits(model.graph) for model in (from_pixels(graph, pixels_of(INFO), INFO.shape), int8, four_bits)]
+    assert found == [32, 8, 4]
 
 
 def test_of_a_float32_file_every_layer_is_listed(tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ def test_the_manifest_has_the_fields_that_other_tools_read(exported: tuple[Path,
     assert (document["format"], document["recipe"]) == (1, "group")
     for file in document["files"]:
         assert list(file) == [
-            *("network", "role", "precision", "path", "sha256", "bytes", "parameters", "inputs", "outputs"),
+            *("network", "role", "precision", "path", "sha256", "bytes", "parameters", "weight_bits", "opset"),
+            *("inputs", "outputs"),
             *("difference_to_torch", "agreement_with_torch", "float_nodes"),
         ]
         assert (folder / file["path"]).stat().st_size == file["bytes"]
@@ -225,6 +226,22 @@ def test_what_was_trained_quantized_brings_its_scales(data: Path, tmp_path: Path
     high, low = (float(after[f"head.given.{name}"]) for name in ("high", "low"))
     scales = [numpy_helper.to_array(value) for value in ranges]
     assert any(value.shape == () and np.isclose(value, (high - low) / 255) for value in scales)
+
+
+@pytest.mark.parametrize(("bits", "opset"), [(4, 21), (2, 25)])
+def test_a_group_of_fewer_bits_is_exported_and_verified(bits: int, opset: int, data: Path, tmp_path: Path) -> None:
+    text = GROUP.replace("fine_tune_epochs: 1}", f"fine_tune_epochs: 1}}\n    quantize: {{weights: {bits}}}")
+    run = distill(parse_recipe(text), runs=tmp_path, device="cpu", data_dir=data)
+    manifest = export(run, data_dir=data)
+    files = {(file.role, file.precision): file for file in manifest.files}
+    assert {place: (file.weight_bits, file.opset) for place, file in files.items()} == {
+        **{(role, "fp32"): (32, 20) for role in ("teacher", "member", "head", "merged")},
+        **{(role, "int8"): (8, 20) for role in ("teacher", "head")},
+        **{(role, "int8"): (bits, opset) for role in ("member", "merged")},
+    }
+    merged = files["merged", "int8"]
+    assert merged.float_nodes == [] and merged.agreement_with_torch is not None and merged.agreement_with_torch >= 99
+    assert f"opset 20 or {opset}, inputs" in verify(run.path / "export", data_dir=data).notes[0]
 
 
 def test_each_member_that_was_trained_quantized_has_scales_of_its_own(data: Path, tmp_path: Path) -> None:

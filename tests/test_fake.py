@@ -66,28 +66,42 @@ def test_the_gradient_goes_straight_through_and_stops_where_values_are_clipped()
     assert np.array_equal(gradient(observed(-1, 2), values), expected)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("shape", [(6, 5), (6, 3, 3, 3)])
-def test_weights_lie_on_a_grid_of_their_own_channel(shape: tuple[int, ...]) -> None:
+def test_weights_lie_on_a_grid_of_their_own_channel(shape: tuple[int, ...], bits: int) -> None:
     weight = RANDOM.normal(size=shape) * np.arange(1, 7).reshape(6, *[1] * (len(shape) - 1))
-    limit = LIMITS[8]
+    limit = LIMITS[bits]
     scale = np.abs(weight).reshape(6, -1).max(1).reshape(6, *[1] * (len(shape) - 1)) / limit
     expected = scale * np.round(weight / scale)
-    found = WeightQuantizer(8)(torch.from_numpy(weight).float()).double().numpy()
+    found = WeightQuantizer(bits)(torch.from_numpy(weight).float()).double().numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert len(np.unique(np.round(found[0] / scale[0]))) <= 2 * limit + 1
+
+
+def test_weights_of_two_bits_are_ternary() -> None:
+    """Li and Liu 2016: 0 where a weight is smaller than 0.7 of the mean size of its channel, else of one size."""
+    weight = RANDOM.normal(size=(5, 3, 3, 3)) * np.arange(1, 6).reshape(5, 1, 1, 1)
+    mean = np.abs(weight).mean((1, 2, 3), keepdims=True)
+    expected = 1.4 * mean * np.sign(weight) * (np.abs(weight) > 0.7 * mean)
+    found = WeightQuantizer(2)(torch.from_numpy(weight).float()).double().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    by_hand = WeightQuantizer(2)(torch.tensor([[4.0, -1.1, 0.5, -0.4], [1.0, -1.0, 1.0, 1.0]]))  # means 1.5 and 1
+    torch.testing.assert_close(by_hand, torch.tensor([[2.1, -2.1, 0.0, 0.0], [1.4, -1.4, 1.4, 1.4]]))
 
 
 def test_eight_bits_are_the_seven_that_every_cpu_adds_without_saturating() -> None:
     assert 2 * LIMITS[8] * 255 < 2**15 <= 2 * (LIMITS[8] + 1) * 255
 
 
-def test_a_weight_has_the_gradient_of_its_rounded_one() -> None:
-    weight = RANDOM.normal(size=(4, 7))
-    assert np.array_equal(gradient(WeightQuantizer(8), weight), np.full((4, 7), 2.0))
+@pytest.mark.parametrize("bits", LIMITS)
+def test_a_weight_has_the_gradient_of_its_rounded_one(bits: int) -> None:
+    weight = np.append(RANDOM.normal(size=(4, 7)), [[9.0]] * 4, axis=1)  # of 2 bits, the last is far beyond the step
+    assert np.array_equal(gradient(WeightQuantizer(bits), weight), np.full((4, 8), 2.0))
 
 
-def test_a_channel_of_zeros_stays_zero() -> None:
-    assert WeightQuantizer(8)(torch.zeros(3, 4)).tolist() == [[0.0] * 4] * 3
+@pytest.mark.parametrize("bits", LIMITS)
+def test_a_channel_of_zeros_stays_zero(bits: int) -> None:
+    assert WeightQuantizer(bits)(torch.zeros(3, 4)).tolist() == [[0.0] * 4] * 3
 
 
 def test_the_range_is_a_mean_that_becomes_a_moving_average() -> None:

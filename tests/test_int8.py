@@ -21,8 +21,7 @@ from kdedge.data.batches import normalise
 from kdedge.devices.runner import cpu_class
 from kdedge.models.network import Network
 from kdedge.models.view import Centre, LowResolution
-from kdedge.quantize.fake import LIMITS
-from kdedge.quantize.layers import quantized_network, rounded, with_rounded_biases
+from kdedge.quantize.layers import quantized_network, rounded, weight_limits, with_rounded_biases
 
 TCN = data_of("tcn-student-4")
 CALIBRATION = normalise(images(128, TCN), TCN)
@@ -159,24 +158,31 @@ def test_the_float32_graph_is_left_alone_and_the_order_of_images_does_not_matter
 # Networks that bring their scales
 
 
+SMALL = {8: (64, "int8", 20), 4: (7, "int4", 21), 2: (1, "int2", 25)}  # largest integer, type in the file, opset
+
+
 @pytest.mark.parametrize(
-    ("models", "view"),
+    ("models", "view", "bits"),
     [
-        (["tcn-student-4"] * 2, []),
-        (["compact-4"], []),
-        (["resnet-1-1-0-0"], []),
-        (["mlp-30"], [LowResolution(7)]),
-        (["compact-4"], [Centre(20)]),
+        (["tcn-student-4"] * 2, [], 8),
+        (["tcn-student-4"] * 2, [], 4),
+        (["tcn-student-4"] * 2, [], 2),
+        (["compact-4"], [], 8),
+        (["resnet-1-1-0-0"], [], 8),
+        (["resnet-1-1-0-0"], [], 4),
+        (["resnet-1-1-0-0"], [], 2),
+        (["mlp-30"], [LowResolution(7)], 8),
+        (["compact-4"], [Centre(20)], 2),
     ],
-    ids=lambda value: "-".join(map(str, value)),
+    ids=str,
 )
 def test_what_was_trained_quantized_is_fused_whole_and_computes_the_same(
-    models: list[str], view: list[nn.Module], tmp_path: Path
+    models: list[str], view: list[nn.Module], bits: int, tmp_path: Path
 ) -> None:
     info, module = data_of(models[0]), network(*models)
     if view:
         module.members = nn.ModuleList(nn.Sequential(*view, member) for member in module.members)
-    quantized_network(module, 8, 1)
+    quantized_network(module, bits, 1)
     given = images(48, info)
     samples = normalise(given, info)
     module.head.train()
@@ -186,14 +192,21 @@ def test_what_was_trained_quantized_is_fused_whole_and_computes_the_same(
     module.eval()
 
     graph = to_graph(rounded(module), samples[:2], "pixels", "logits")
-    int8 = quantize_trained(graph, LIMITS[8], pixels_of(info), info.shape)
+    int8 = quantize_trained(graph, weight_limits(module), pixels_of(info), info.shape)
     (image,) = int8.graph.input
     assert (image.name, image.type.tensor_type.elem_type) == ("image", onnx.TensorProto.UINT8)
     known = constants(int8)
-    weights = [value for name, value in known.items() if name.endswith(".weight.int")]
-    layers = [part for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
-    assert len(weights) == len(layers)
-    assert all(value.dtype == np.int8 and np.abs(value).reshape(len(value), -1).max(1).min() == 64 for value in weights)
+    weights = {name: value for name, value in known.items() if ".weight.int" in name}
+    limit, stored, opset = SMALL[bits]
+    assert [entry.version for entry in int8.opset_import] == [opset]
+    found_bits = [(name.split(".")[-1], value.dtype.name) for name, value in weights.items()]
+    outer = len(models) + 1  # first layers, and the head
+    inner = sum(isinstance(part, nn.Conv2d | nn.Linear) for part in module.modules()) - outer
+    small = "int" if bits == 8 else stored
+    assert sorted(found_bits) == sorted([("int", "int8")] * outer + [(small, stored)] * inner)
+    for value in weights.values():
+        largest = np.abs(value.astype(np.int8)).reshape(len(value), -1).max(1)
+        assert set(largest) == {64 if value.dtype == np.int8 else limit}
     assert [name for name, value in known.items() if value.dtype == np.float32 and value.ndim > 1] == []
 
     simulated = with_rounded_biases(fold_batch_norm(rounded(module)), pixels_of(info).scale)
@@ -204,6 +217,22 @@ def test_what_was_trained_quantized_is_fused_whole_and_computes_the_same(
     assert np.median(difference) < 0.002 and difference.max() < 0.02  # of training, which keeps biases in float
     onnx.save(int8, tmp_path / "int8.onnx")
     assert float_nodes(tmp_path / "int8.onnx") == []
+
+
+def test_a_file_of_fewer_bits_has_as_many_bytes_fewer() -> None:
+    """Half and a quarter of the inner layers' weights; scales and biases stay, and nodes and names are a few more bytes."""
+    sizes = {}
+    for bits in SMALL:
+        module = quantized_network(network("compact-teacher"), bits, 1).eval()
+        info = data_of("compact-teacher")
+        samples = normalise(images(4, info), info)
+        module.train()(samples)
+        graph = to_graph(rounded(module.eval()), samples[:2], "pixels", "logits")
+        made = quantize_trained(graph, weight_limits(module), pixels_of(info), info.shape)
+        sizes[bits] = len(made.SerializeToString())
+    inner = 9 * (32 * 64 + 64 * 64 + 64 * 128 + 128 * 128)
+    assert 0 <= sizes[4] - (sizes[8] - inner / 2) < 1000
+    assert 0 <= sizes[2] - (sizes[8] - inner * 3 / 4) < 1000
 
 
 def linear(weight: torch.Tensor, bias: torch.Tensor, *, rounds: bool = True) -> onnx.ModelProto:
@@ -221,7 +250,7 @@ def linear(weight: torch.Tensor, bias: torch.Tensor, *, rounds: bool = True) -> 
 def test_integers_and_scales_by_hand() -> None:
     """A channel of one size, one of zeros, one that is so small that its bias needs a larger scale."""
     weight = torch.tensor([[64.0, -32.0, 1.0], [0.0, 0.0, 0.0], [6.4e-14, 0.0, 0.0]])
-    found = constants(quantize_trained(linear(weight, torch.tensor([2.0, 0.0, 3.0])), 64, None, None))
+    found = constants(quantize_trained(linear(weight, torch.tensor([2.0, 0.0, 3.0])), {"weight": 64}, None, None))
     (name,) = (name.removesuffix(".weight.int") for name in found if name.endswith(".weight.int"))
     assert found[f"{name}.weight.int"].tolist() == [[64, -32, 1], [0, 0, 0], [0, 0, 0]]
     scale, input_scale = found[f"{name}.weight.scale"], np.float32(2 / 255)
@@ -231,12 +260,25 @@ def test_integers_and_scales_by_hand() -> None:
     assert found[f"{name}.bias.int"][2] * found[f"{name}.bias.scale"][2] == pytest.approx(3, rel=1e-6)
 
 
+def test_integers_of_two_bits_by_hand() -> None:
+    weight = torch.tensor([[0.5, -0.5, 0.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0, -2.0]])
+    made = quantize_trained(linear(weight, torch.zeros(2)), {"weight": 1}, None, None)
+    (packed,) = (value for value in made.graph.initializer if value.name.endswith(".weight.int.int2"))
+    assert packed.data_type == onnx.TensorProto.INT2 and len(packed.raw_data) == 3  # ten of them, four a byte
+    assert numpy_helper.to_array(packed).astype(int).tolist() == [[1, -1, 0, 1, 0], [0, 0, 0, 0, -1]]
+    (scale,) = (numpy_helper.to_array(value) for value in made.graph.initializer if value.name.endswith("weight.scale"))
+    assert scale.tolist() == [0.5, 2]
+    taken = 127 * 2 / 255  # 1, the end of the range of what it takes, on its grid
+    found = run(made, np.array([[1.0, 1, 1, 1, 1]], np.float32))
+    np.testing.assert_allclose(found, [[0.5 * taken, -2 * taken]], rtol=1e-6)
+
+
 def test_weights_off_their_grid_and_inputs_that_are_not_rounded_are_refused() -> None:
     weight, bias = torch.tensor([[64.0, 0.5]]), torch.zeros(1)
     with pytest.raises(ExportError, match=r"\(Gemm\): its weights do not lie on a grid of 64 steps on each side of 0"):
-        quantize_trained(linear(weight, bias), 64, None, None)
+        quantize_trained(linear(weight, bias), {"weight": 64}, None, None)
     with pytest.raises(ExportError, match=r"\(Gemm\) takes what is not rounded"):
-        quantize_trained(linear(weight.round(), bias, rounds=False), 64, None, None)
+        quantize_trained(linear(weight.round(), bias, rounds=False), {"weight": 64}, None, None)
 
 
 def test_uint8_weights_of_eight_bits_are_added_exactly_where_int8_ones_saturate() -> None:

@@ -21,15 +21,16 @@ from kdedge.quantize.layers import (
     quantized_backbone,
     quantized_network,
     rounded,
+    weight_limits,
 )
 
 FAMILIES = ["tcn-student-4", "mlp-30", "lenet5", "compact-4", "vgg-student-8", "resnet-1-1-0-0"]
 
 
-def trained(*models: str, steps: int = 2) -> tuple[Network, Tensor]:
+def trained(*models: str, steps: int = 2, bits: int = 8) -> tuple[Network, Tensor]:
     """A network that rounds and has seen some images, in eval mode, and these images, normalised."""
     info = data_of(models[0])
-    made, seen = quantized_network(network(*models), 8, steps), normalise(images(32, info), info)
+    made, seen = quantized_network(network(*models), bits, steps), normalise(images(32, info), info)
     made.train()
     for module in made.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -84,10 +85,31 @@ def test_without_its_rounding_a_network_is_what_it_was(model: str) -> None:
     assert not torch.equal(made(seen), network(model)(seen))
 
 
+@pytest.mark.parametrize(("bits", "limit"), [(8, 64), (4, 7), (2, 1)])
+def test_the_first_layer_of_each_member_and_the_head_keep_eight_bits(bits: int, limit: int) -> None:
+    made, _ = trained("tcn-student-4", "tcn-student-4", bits=bits)
+    weights = dict(rounded(made).named_parameters())
+    limits = weight_limits(made)
+    assert list(limits.values()) == [64, limit, limit, limit] * 2 + [64]
+    assert weight_limits(made.head) == {"weight": 64}
+    for name, steps in limits.items():
+        rows = weights[name].detach().flatten(1)
+        integers = rows / rows.abs().amax(1, keepdim=True) * steps
+        torch.testing.assert_close(integers, integers.round(), rtol=0, atol=1e-4)
+
+
+def test_the_first_layer_is_the_one_that_takes_the_image_in_a_residual_network_too() -> None:
+    made, _ = trained("resnet-1-1-0-0", bits=2)
+    limits = weight_limits(made)
+    assert [name for name, limit in limits.items() if limit == 64] == [next(iter(limits)), "head.weight"]
+    assert len(limits) == 7  # conv1, two blocks of two and a shortcut, the head
+
+
+@pytest.mark.parametrize("bits", [8, 2])
 @pytest.mark.parametrize("model", FAMILIES)
-def test_rounding_weights_and_then_folding_batch_norm_is_rounding_in_training(model: str) -> None:
+def test_rounding_weights_and_then_folding_batch_norm_is_rounding_in_training(model: str, bits: int) -> None:
     """A batch norm multiplies a channel's grid as it multiplies its weights."""
-    made, seen = trained(model)
+    made, seen = trained(model, bits=bits)
     folded = fold_batch_norm(rounded(made))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     expected, found = made(seen).detach(), folded(seen).detach()

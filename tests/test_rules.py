@@ -163,7 +163,11 @@ def test_what_is_merged_fits_together_and_is_not_trained(line: str, message: str
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{model: mlp-9, quantize: {weights: 7}}", "quantize.weights: expected 8, got 7"),
+        ("{model: mlp-9, quantize: {weights: 7}}", "quantize.weights: expected 8 or 4 or 2, got 7"),
+        ("{model: mlp-9, quantize: {weights: 4}}",
+         "quantize.weights: mlp-9 has a first layer and a head, which keep 8 bits, and nothing between them; write 8"),
+        ("{model: mlp-64, count: 4, learns: [{from: t, loss: mse}], head: {from: t, fine_tune_epochs: 1}, quantize: {weights: 2}}",
+         "quantize.weights: mlp-64 has a first layer and a head, which keep 8 bits, and nothing between them; write 8"),
         ("{model: mlp-9, quantize: {activations: 16}}", "quantize.activations: expected 8, got 16"),
         ("{model: mlp-9, quantize: {observe_steps: 0}}",
          "quantize.observe_steps: expected a whole number from 1 to 10,000,000, got 0"),

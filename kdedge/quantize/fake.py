@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 LEVELS = 255  # of activations: uint8 runs from 0 to this
-LIMITS = {8: 64}  # by bits, the largest integer of a weight; of int8 in 7 bits, as exporters/int8.py says why
+LIMITS = {8: 64, 4: 7, 2: 1}  # by bits, the largest integer of a weight; 64 takes 7 bits, exporters/int8.py says why
+OUTER_BITS = 8  # of the weights of a network's first layer and of its head, whatever the others have
+TERNARY_STEP = 1.4  # mean sizes of a channel's weights: below half of it, 0.7 of the mean, a weight is 0
 AVERAGED_STEPS = 100  # which the moving average of a range remembers
 SMALLEST_SCALE = 1e-6  # of activations that were 0 throughout
 
@@ -68,7 +70,12 @@ class ActivationQuantizer(nn.Module):
 
 
 class WeightQuantizer(nn.Module):
-    """Rounds weights to whole steps on each side of 0, the largest of each output channel at the last of them.
+    """Rounds weights to whole steps on each side of 0, those of each output channel to steps of their own.
+
+    The largest lies at the last step. With 2 bits there is one step on each side, and most weights would be 0: there the
+    step comes from the mean, with the threshold of ternary weight networks (Li and Liu 2016), and all beyond it is at the
+    step. The gradient is that of the rounded weight everywhere (as in the code of Polino et al. 2018): if it
+    stopped beyond the step, a weight that got there would stay there.
 
     With a grid a channel, folding a batch norm multiplies the grid by the same number as the weights: it makes no difference
     whether weights are rounded before or after. So batch norm stays what it is in training (Jacob et al. 2018, section
@@ -81,7 +88,10 @@ class WeightQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Float [outputs, ...] to the same shape, each channel on its grid."""
-        largest = weight.detach().abs().flatten(1).amax(1)
-        scale = (largest / self.limit).clamp(min=torch.finfo(torch.float32).tiny)
+        plain = weight.detach()
+        sizes = plain.abs().flatten(1)
+        step = TERNARY_STEP * sizes.mean(1) if self.limit == 1 else sizes.amax(1) / self.limit
+        scale = step.clamp(min=torch.finfo(torch.float32).tiny)
         zero_points = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(weight, scale, zero_points, 0, -self.limit, self.limit)
+        rounded = torch.fake_quantize_per_channel_affine(plain, scale, zero_points, 0, -self.limit, self.limit)
+        return rounded + (weight - plain)  # the second term is 0 and has the gradient

@@ -7,6 +7,8 @@ flattening may stand between a layer and the rounding: they keep the order of va
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from itertools import chain, repeat
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from kdedge.models.layers import GlobalMean
 from kdedge.models.network import Network
 from kdedge.models.resnet import Residual
 from kdedge.models.view import LowResolution
-from kdedge.quantize.fake import LIMITS, ActivationQuantizer, WeightQuantizer
+from kdedge.quantize.fake import LIMITS, OUTER_BITS, ActivationQuantizer, WeightQuantizer
 
 
 class QuantizedConv2d(nn.Conv2d):
@@ -54,29 +56,32 @@ class QuantizedLinear(nn.Linear):
 def quantized_network(network: Network, bits: int, observe_steps: int) -> Network:
     """`network` itself, from now on rounding its weights to so many bits and its activations to 8.
 
-    The members share a dense vector and its range, which is rounded by the head that takes it.
+    The head's weights have OUTER_BITS. The members share a dense vector and its range, which is rounded by the head that
+    takes it.
     """
     assert isinstance(network.head, nn.Linear)  # an ensemble has several, see rules/quantize.py
     for number, member in enumerate(network.members):
         network.members[number] = quantized_backbone(member, bits, observe_steps)
     given = ActivationQuantizer(observe_steps)
-    network.head = QuantizedLinear(network.head, given, bits, given)
+    network.head = QuantizedLinear(network.head, given, OUTER_BITS, given)
     return network
 
 
 def quantized_backbone(member: nn.Module, bits: int, observe_steps: int) -> nn.Module:
     """A backbone with the same weights that rounds.
 
-    What it takes is not rounded, since pixels are uint8 already, unless they are means of pixels.
+    What it takes is not rounded, since pixels are uint8 already, unless they are means of pixels. The weights of its first
+    layer have OUTER_BITS, as those of the head: mostly there are few of them, and the code of Polino et al. 2018 leaves both
+    layers in full precision in their deepest student.
     """
-    return _quantized(member, bits, observe_steps, grid=nn.Identity())[0]
+    return _quantized(member, chain([OUTER_BITS], repeat(bits)), observe_steps, grid=nn.Identity())[0]
 
 
 def _quantized(
-    module: nn.Module, bits: int, observe_steps: int, *, grid: nn.Module | None
+    module: nn.Module, bits: Iterator[int], observe_steps: int, *, grid: nn.Module | None
 ) -> tuple[nn.Module, nn.Module | None]:
     """The module that takes the place of this one, and on whose grid lies what it gives, if it is rounded, given on whose
-    lies what it takes; the grid of pixels is an Identity."""
+    lies what it takes; the grid of pixels is an Identity. `bits` are those of the layers in their order."""
     given = ActivationQuantizer(observe_steps) if grid is None else nn.Identity()
     if isinstance(module, nn.Sequential):
         parts = []
@@ -86,7 +91,7 @@ def _quantized(
         return nn.Sequential(*parts), grid
     if isinstance(module, nn.Conv2d | nn.Linear):
         layer = QuantizedConv2d if isinstance(module, nn.Conv2d) else QuantizedLinear
-        return layer(module, given, bits, grid or given), None  # type: ignore[arg-type]
+        return layer(module, given, next(bits), grid or given), None  # type: ignore[arg-type]
     if isinstance(module, Residual):
         grid = grid or given
         # Both terms of the sum are rounded. An empty shortcut hands on what is.
@@ -112,6 +117,14 @@ def with_rounded_biases(module: nn.Module, pixel_scale: float) -> nn.Module:
                 scale = layer.weight.abs().flatten(1).amax(1) / layer.limit * input_scale
                 layer.bias.copy_(torch.where(scale > 0, torch.round(layer.bias / scale) * scale, layer.bias))
     return module
+
+
+def weight_limits(module: nn.Module) -> dict[str, int]:
+    """By the names of the weights that are rounded, in a network or a part of it, how many steps they have on each side of 0."""
+    layers = {
+        name: layer for name, layer in module.named_modules() if isinstance(layer, QuantizedConv2d | QuantizedLinear)
+    }
+    return {f"{name}.weight".removeprefix("."): layer.limit for name, layer in layers.items()}
 
 
 def rounded(module: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from kdedge.losses import LOSSES
+from kdedge.models import catalog
 from kdedge.rules.merge import split_name
 from kdedge.wording import KeyPath, given
 
@@ -33,6 +34,8 @@ def check(written: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Fin
         if not bad & {"learns", "head"} and not _head_learns(network):
             why = "nothing teaches its head, which learns the range of what it rounds from that"
             yield (*at, "quantize"), f"{why}; write head.fine_tune_epochs: 1 or more, or add a lesson on logits"
+        if quantize.get("weights", 8) != 8 and not bad & {"model", "count"}:
+            yield from _inner_layers((*at, "quantize", "weights"), network)
         source = quantize.get("from")
         if source in known and source != name:
             yield from _start((*at, "quantize", "from"), network, source, known[source])
@@ -52,6 +55,12 @@ def _head_learns(network: dict[str, Any]) -> bool:
     if (network.get("head") or {}).get("fine_tune_epochs"):
         return True
     return any(LOSSES[lesson["loss"]].model_fields["what"].default == "logits" for lesson in lessons)
+
+
+def _inner_layers(at: KeyPath, network: dict[str, Any]) -> Iterator[Finding]:
+    models = [model] if isinstance(model := network.get("model"), str) else model or ()
+    if models and all(isinstance(one, str) and catalog.mlp_hidden(one) for one in models):
+        yield at, f"{models[0]} has a first layer and a head, which keep 8 bits, and nothing between them; write 8"
 
 
 def _start(at: KeyPath, network: dict[str, Any], source: str, of: dict[str, Any]) -> Iterator[Finding]:
