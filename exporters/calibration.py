@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationMethod, TensorsData
 
 Calibration = Literal["minmax", "percentile", "mse"]
+Ranges: TypeAlias = TensorsData  # of onnxruntime: its writer takes them
 Counts = NDArray[np.int64]
 
 BATCH = 64  # samples at a time, or as many as have
@@ -29,7 +30,7 @@ LEVELS = 255  # steps between them
 _BLOCK = 2**16  # values that are counted at a time: fits a cache
 
 
-def ranges(graph: onnx.ModelProto, samples: NDArray[np.float32], method: Calibration = "minmax") -> TensorsData:
+def ranges(graph: onnx.ModelProto, samples: NDArray[np.float32], method: Calibration = "minmax") -> Ranges:
     """The smallest and the largest value of each float32 tensor of `graph`, on `samples` [n, ...] of its one input.
 
     By another method than minmax, a narrower range around 0, beyond which values are clipped.
@@ -46,14 +47,15 @@ def ranges(graph: onnx.ModelProto, samples: NDArray[np.float32], method: Calibra
             for name in counts:
                 counts[name] += histogram(values[name], *ends[name])
         ends |= {name: METHODS[method](counts[name], *ends[name]) for name in counts}
-    found = {name: tuple(np.array([end], np.float32) for end in both) for name, both in ends.items()}
-    return TensorsData(CalibrationMethod.MinMax, found)  # which means: ranges as they are
+    data = {name: tuple(np.array([end], np.float32) for end in both) for name, both in ends.items()}
+    found: Ranges = TensorsData(CalibrationMethod.MinMax, data)  # which means: ranges as they are
+    return found
 
 
 def activations(
-    graph: onnx.ModelProto, samples: NDArray[np.generic], names: Iterable[str]
+    graph: onnx.ModelProto, samples: NDArray[np.generic], names: Iterable[str], batch: int | None = None
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """The tensors `names` of `graph`, computed without fusing, on one part of `samples` [n, ...] after another."""
+    """The tensors `names` of `graph`, computed without fusing, on one `batch` of `samples` [n, ...] after another."""
     given, whole = graph.graph.input[0].name, onnx.ModelProto()
     whole.CopyFrom(graph)
     del whole.graph.output[:]
@@ -62,10 +64,15 @@ def activations(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(whole.SerializeToString(), options, providers=["CPUExecutionProvider"])
     outputs = [value.name for value in session.get_outputs()]
-    batch = max(1, min(BATCH, BYTES // sum(_bytes_per_sample(graph).values())))
+    batch = batch or batch_size(graph)
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
         yield {given: part, **dict(zip(outputs, session.run(outputs, {given: part}), strict=True))}
+
+
+def batch_size(graph: onnx.ModelProto) -> int:
+    """As many samples as have BYTES of activations, but BATCH at most, and one at least."""
+    return max(1, min(BATCH, BYTES // sum(_bytes_per_sample(graph).values())))
 
 
 def _bytes_per_sample(graph: onnx.ModelProto) -> dict[str, int]:

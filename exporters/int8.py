@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import QuantFormat, QuantType, TensorsData, quantize_static, save_tensors_data
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static, save_tensors_data
 
+from exporters.calibration import Ranges
 from exporters.float32 import ExportError, PixelScale, from_pixels
 
 # onnxruntime computes an int8 convolution of so many filters or more without a copy of the image's patches, but not in groups.
@@ -44,14 +45,15 @@ FORMS = {
 
 def quantize(
     graph: onnx.ModelProto,
-    ranges: TensorsData,
+    ranges: Ranges,
     pixels: PixelScale | None,
     shape: tuple[int, int, int] | None,
     form: Form = FORMS["int8"],
+    in_float: Collection[str] = (),
 ) -> onnx.ModelProto:
     """`graph`, of one float32 input, quantized in a form with the `ranges` of its tensors, as `calibration.ranges` gives them.
 
-    With `pixels` and `shape` [C, H, W] the input becomes `image`, uint8: the first quantized tensor is the pixels
+    The nodes `in_float` compute with their own weights, on what their neighbours round. With `pixels` and `shape` [C, H, W] the input becomes `image`, uint8: the first quantized tensor is the pixels
     themselves. Outputs stay float32, as the last layer computes them.
     """
     name = graph.graph.input[0].name
@@ -74,6 +76,7 @@ def quantize(
                 activation_type=QuantType.QUInt8,
                 weight_type=form.weights,
                 calibration_cache_path=found,
+                nodes_to_exclude=[*in_float],
                 extra_options={
                     "TensorQuantOverrides": overrides,
                     "WeightSymmetric": form.symmetric,
@@ -85,7 +88,10 @@ def quantize(
     finally:
         logging.getLogger().removeFilter(_not_about_preprocessing)
     if pixels is not None and shape is not None:
-        _take_pixels(quantized, shape)
+        if in_float:  # these take them as well
+            quantized = from_pixels(quantized, pixels, shape)
+        else:
+            _take_pixels(quantized, shape)
     _leave_output_in_float(quantized)
     quantized.producer_name, quantized.producer_version = "kdedge", ""
     onnx.checker.check_model(quantized, full_check=True)
@@ -127,7 +133,7 @@ def _leave_output_in_float(model: onnx.ModelProto) -> None:
 
 
 _SMALL_TYPES = {1: ("INT2", 25), 7: ("INT4", 21)}  # by the largest integer they have to hold; the opset that knows them
-_MOVES_ONLY = ("Reshape", "Flatten", "MaxPool", "Slice", "Pad", "Resize")  # values: it gives none that it was not given
+MOVES_ONLY = ("Reshape", "Flatten", "MaxPool", "Slice", "Pad", "Resize")  # values: it gives none that it was not given
 _LARGEST_BIAS = 2.0**30  # of an int32, with room for what is added to it
 
 
@@ -148,7 +154,7 @@ def quantize_trained(
     known = {value.name: numpy_helper.to_array(value) for value in quantized.graph.initializer}
     for node in [node for node in nodes if node.op_type in ("Conv", "Gemm")]:
         taken = makers.get(node.input[0])
-        while taken is not None and taken.op_type in _MOVES_ONLY:
+        while taken is not None and taken.op_type in MOVES_ONLY:
             taken = makers.get(taken.input[0])
         if taken is None or taken.op_type != "DequantizeLinear":
             raise ExportError(f"{node.name} ({node.op_type}) takes what is not rounded")
@@ -179,7 +185,7 @@ def _round_before_moving(graph: onnx.GraphProto) -> None:
     """Round what is moved or joined as the result is rounded, which changes nothing, so that integers are moved."""
     for node in reversed(list(graph.node)):
         readers = [reader for reader in graph.node if node.output[0] in reader.input]
-        if node.op_type not in (*_MOVES_ONLY, "Concat") or [one.op_type for one in readers] != ["QuantizeLinear"]:
+        if node.op_type not in (*MOVES_ONLY, "Concat") or [one.op_type for one in readers] != ["QuantizeLinear"]:
             continue
         grid = readers[0].input[1:]
         for number, name in enumerate(node.input[: None if node.op_type == "Concat" else 1]):

@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from exporters.calibration import Calibration, ranges
+from exporters.calibration import Calibration, Ranges, ranges
 from exporters.float32 import (
     OPSET,
     PIXELS,
@@ -33,7 +33,7 @@ from kdedge import store
 from kdedge.audit import audit, tensors, weight_bits
 from kdedge.data.batches import normalise, pixel_scale
 from kdedge.data.catalog import DatasetInfo
-from kdedge.data.load import load_recorded
+from kdedge.data.load import Dataset, load_recorded
 from kdedge.errors import GateError, RunError
 from kdedge.gates import Place, judge
 from kdedge.manifest import DataRecord, ExportedFile, Manifest, Precision, Role
@@ -277,6 +277,24 @@ def _write(
         outputs=tensors(whole.graph.output),
         **measured,
     )
+
+
+def quantizable(
+    run: Run, recipe: Recipe, dataset: Dataset, name: str, role: Role
+) -> tuple[onnx.ModelProto, Ranges, PixelScale]:
+    """What the int8 file of a whole network is made of: its graph in float, of normalised pixels, with the ranges of its tensors.
+
+    Raises RunError for a network that was trained quantized: it brings its ranges.
+    """
+    if recipe.networks[name].quantize is not None:
+        raise RunError(
+            f"{name!r} was trained quantized: it has no float32 network beside it that its layers can be held against"
+        )
+    (*_, piece) = _pieces(name, role, _finished(run, recipe, name), recipe)
+    inputs = normalise(torch.from_numpy(dataset.train_images[run.data["calibration"]]), dataset.info)
+    graph = piece.graph(inputs[:2], DIRECT_FILTERS)
+    found = ranges(graph, np.ascontiguousarray(inputs.numpy()), recipe.deploy.int8.calibration)
+    return graph, found, PixelScale(dataset.info.mean, pixel_scale(dataset.info))
 
 
 def _compared(path: Path, piece: _Piece, images: Tensor, info: DatasetInfo) -> dict[str, float | None]:

@@ -15,8 +15,10 @@ from onnx import numpy_helper
 from tiny_export import write_data
 
 from exporters.calibration import Calibration, ranges
+from exporters.int8 import quantize
 from kdedge.benchmark import bench
-from kdedge.deployment import export, roles, rows_to_print
+from kdedge.data.load import load_recorded
+from kdedge.deployment import export, quantizable, roles, rows_to_print
 from kdedge.devices import here
 from kdedge.distillation import distill
 from kdedge.errors import DataError, GateError, KdedgeError, RunError
@@ -273,6 +275,14 @@ def test_the_recipe_says_how_ranges_are_found(alone: Run, data: Path, monkeypatc
     manifest = export(alone, data_dir=data)
     assert asked == ["mse"] == [manifest.calibrated_by]
     assert Int8.model_fields["calibration"].annotation == Calibration
+
+
+def test_what_is_diagnosed_is_what_is_exported(exported: tuple[Path, Manifest], runs: Path, data: Path) -> None:
+    run = open_run(runs / "group")
+    recipe = resolved_recipe(run.recipe, "run.json")
+    graph, found, pixels = quantizable(run, recipe, load_recorded(run.data, data), "students", "merged")
+    made = quantize(graph, found, pixels, (1, 28, 28)).SerializeToString(deterministic=True)
+    assert made == (exported[0] / "students.merged.int8.onnx").read_bytes()
 
 
 def test_a_lost_gate_leaves_the_files_and_says_why(alone: Run, data: Path) -> None:

@@ -15,7 +15,7 @@ from tiny_export import float_nodes
 from torch import nn
 
 from exporters.calibration import ranges
-from exporters.float32 import ExportError, fold_batch_norm, to_graph
+from exporters.float32 import ExportError, fold_batch_norm, from_pixels, to_graph
 from exporters.int8 import FORMS, quantize, quantize_trained
 from kdedge.data.batches import normalise
 from kdedge.devices.runner import cpu_class
@@ -153,6 +153,21 @@ def test_the_float32_graph_is_left_alone_and_the_order_of_images_does_not_matter
     )
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
     assert float32.SerializeToString(deterministic=True) == before
+
+
+def test_a_layer_in_float_has_its_own_weights_and_all_of_them_are_the_float32_graph(
+    float32: onnx.ModelProto, merged: onnx.ModelProto
+) -> None:
+    found, given = ranges(float32, CALIBRATION.numpy()), images(50, TCN).numpy()
+    layers = [node for node in float32.graph.node if node.op_type in ("Conv", "Gemm")]
+    plain = from_pixels(float32, pixels_of(TCN), TCN.shape)
+    expected, errors = run(plain, given), []
+    for in_float in ([], [layers[0].name], [node.name for node in float32.graph.node]):
+        partly = quantize(float32, found, pixels_of(TCN), TCN.shape, in_float=in_float)
+        weights = {layers[0].input[1], layers[-1].input[1]} & set(constants(partly))
+        assert len(weights) == (0 if not in_float else 1 if len(in_float) == 1 else 2)
+        errors.append(float(np.abs(run(partly, given) - expected).max()))
+    assert errors[0] > 0 == errors[2] and errors[1] not in (errors[0], 0)
 
 
 # Networks that bring their scales

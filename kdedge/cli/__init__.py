@@ -9,7 +9,7 @@ import click
 
 from kdedge.cli.devices import devices
 from kdedge.cli.recipes import check, distill, plan, schema
-from kdedge.cli.runs import bench, export, results, validate, verify
+from kdedge.cli.runs import bench, diagnose, export, results, validate, verify
 from kdedge.errors import KdedgeError, RecipeError
 
 
@@ -29,7 +29,7 @@ def _fail(error: KdedgeError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-COMMANDS = [check, plan, schema, distill, export, bench, validate, results, verify, devices]
+COMMANDS = [check, plan, schema, distill, export, bench, validate, diagnose, results, verify, devices]
 
 
 @click.group(cls=_Commands, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})

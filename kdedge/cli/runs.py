@@ -127,6 +127,38 @@ def validate(
 
 
 @click.command()
+@click.argument("run", required=False, metavar="[RUN]")
+@click.argument("network", required=False, metavar="NETWORK")
+@RUNS
+@DATA_DIR
+@JSON
+def diagnose(run: str | None, network: str | None, runs: Path, data_dir: Path | None, as_json: bool) -> None:
+    """Say which layers of a network lose accuracy in int8: each alone in int8, and each alone in float.
+
+    Takes 500 validation images, and no test image.
+    """
+    if run is None:
+        raise click.UsageError("Missing argument 'NETWORK', such as students.")
+    from kdedge.store import find_run
+
+    folder = find_run(Path(run) if network else None, runs)
+    from kdedge.diagnosis import diagnose, rows_to_print, sentences
+    from kdedge.progress import progress
+
+    documents = []
+    for one in _named_runs(folder, quiet=as_json):
+        with progress() as shown:
+            diagnosis = diagnose(one, network or run, data_dir=data_dir, progress=shown)
+        documents.append(diagnosis.model_dump(mode="json"))
+        if not as_json:
+            print_table(*rows_to_print(diagnosis))
+            click.echo("\n".join(f"- {sentence}" for sentence in sentences(diagnosis)))
+            click.echo(f"Written: {one / 'diagnosis' / diagnosis.network}.json")
+    if as_json:
+        print_runs(documents)
+
+
+@click.command()
 @RUN
 @click.option("--against", multiple=True, metavar="VARIANT", help="Compare with this variant, else with the first.")
 @click.option("--per-class", is_flag=True, help="Print the accuracy on each class as well.")
