@@ -222,6 +222,8 @@ def picture(diagnosis: Diagnosis) -> bytes | None:
     )
     lost.barh(places - 0.2, [row.all_but.differing for row in rows], 0.4, color="tab:gray", label="all but this layer")
     lost.axvline(diagnosis.int8.differing, color="black", linestyle=":", label="all layers")
+    most = max(one.differing for one in (diagnosis.int8, *(both for row in rows for both in (row.alone, row.all_but))))
+    lost.set_xlim(0, 1.05 * max(1, most))
     lost.set_xlabel(f"of {diagnosis.n} images, not the class of fp32")
     used.barh(
         places + 0.2,

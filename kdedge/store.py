@@ -8,6 +8,7 @@
         export/                         ONNX files and manifest.json
         validation.json, predictions.npz, bench.json    measurements of the export, see MEASUREMENTS
         cpu_classes.json                its int8 files on CPU classes
+        diagnosis/NETWORK.json, .png    what int8 does to the layers of a network
 
 Everything is written beside its final place, flushed to the disk, and renamed. Nothing here knows what a network is.
 """
