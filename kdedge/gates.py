@@ -73,7 +73,7 @@ def judge(
                 if judged := [place for place in left if place in places(manifest, form)]:
                     there = said_on("cpu" if cpu_class == here else cpu_class, form)
                     manifest.gates += (results := [gate(native, there, place, form, limit) for place in judged])
-                    passed = {one.place for one in results if one.passed}
+                    passed = [one.place for one in results if one.passed]
                     if form != FORMS[0]:
                         progress.note(f"{cpu_class}: {form} passes for {', '.join(map(_name, passed)) or 'nothing'}")
                     left = [place for place in left if place not in passed]
