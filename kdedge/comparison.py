@@ -70,6 +70,7 @@ class Results(BaseModel):
     differences: list[Difference]
     timing: list[Timing]  # of the measurements; more than one when they were not made alike
     own_cpu_share: list[float]  # of each measurement, as `bench` has it
+    other_forms: dict[str, str] = {}  # networks of runs whose int8 is not the first form of it, and which it is
     missing: list[str]  # runs that are not measured yet
     left_out: dict[str, str]  # runs that do not belong to the others, and why
 
@@ -100,6 +101,9 @@ def results(folder: Path, *against: str) -> Results:
         ],
         timing=list(dict.fromkeys(one.timing for one in runs.measured)),
         own_cpu_share=[one.own_cpu_share for one in runs.measured],
+        other_forms={
+            f"{one.path}: {network}": form for one in runs.measured for network, form in one.other_forms.items()
+        },
         missing=runs.missing,
         left_out=runs.left_out,
     )
@@ -337,6 +341,10 @@ def sentences(found: Results) -> list[str]:
         )
     printed = dict.fromkeys(known.printed for row in found.rows for known in row.reference)
     said += [f"Printed: {source}." for source in printed]
+    said += [
+        f"{name} has its int8 accuracy in {form}: int8 did not pass its gate."
+        for name, form in found.other_forms.items()
+    ]
     said += [f"Left out, {why}: {path}." for path, why in found.left_out.items()]
     said += [f"Not measured yet: {path}." for path in found.missing]
     return said

@@ -19,12 +19,12 @@ from pydantic import BaseModel, Field
 from kdedge.bench_report import BUSY, PARTS, BenchRow
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError
-from kdedge.manifest import read_manifest
+from kdedge.manifest import ExportedFile, Manifest, read_manifest
 from kdedge.recipe import Recipe
 from kdedge.recipe_reader import resolved_recipe
 from kdedge.store import MEASUREMENTS, Run, open_run, read_as, runs_of
 
-File = tuple[str, str]  # network and precision of a file that holds a whole network
+File = tuple[str, str]  # network, and fp32 or int8, of a file that holds a whole network; int8 in the form that ships
 
 
 class Timing(BaseModel, frozen=True):
@@ -49,6 +49,7 @@ class Measured:
     speedup: dict[File, float | None]  # None where nothing has a teacher, and all of them when the machine was busy
     timing: Timing
     own_cpu_share: float
+    other_forms: dict[str, str]  # of networks that ship in another form of int8 than the first: which
 
 
 @dataclass
@@ -73,6 +74,7 @@ class _Bench(BaseModel):
     rows: list[BenchRow] = Field(min_length=1)
     seconds: float
     own_cpu_share: float
+    device: dict[str, Any]
 
 
 class _Stage(BaseModel):
@@ -143,10 +145,10 @@ def _read(run: Run, recipe: Recipe) -> Measured | None:
     if not all(path.is_file() for path in (export / "manifest.json", *(run.path / name for name in MEASUREMENTS))):
         return None
     manifest = read_manifest(export)
-    whole = [file for file in manifest.files if file.role not in PARTS]
     try:
         bench = read_as(run.path / "bench.json", _Bench)
-        names = {(file.network, file.precision): f"{file.network} {file.role} {file.precision}" for file in whole}
+        whole = _whole(manifest, str(bench.device.get("cpu_class")))
+        names = {key: f"{file.network} {file.role} {file.precision}" for key, file in whole.items()}
         arrays = _arrays(run.path / "predictions.npz", ["labels", *names.values()], recipe)
     except RunError as error:
         raise RunError(f"{error}. Measure again: kdedge bench {run.path}") from None
@@ -159,22 +161,33 @@ def _read(run: Run, recipe: Recipe) -> Measured | None:
     for stage in run.stages:
         took = read_as(run.stage(stage.name) / "stage.json", _Stage).seconds
         seconds[stage.network] = seconds.get(stage.network, 0.0) + took
+    speedup = {row.sha256: row.speedup for row in bench.rows}
     return Measured(
         path=run.path,
         recipe=recipe,
         labels=arrays["labels"],
         predictions={file: arrays[name] for file, name in names.items()},
-        parameters={file.network: file.parameters for file in whole},
+        parameters={file.network: file.parameters for file in whole.values()},
         seconds=seconds,
         keys={stage.network: stage.key for stage in run.stages},  # the last one counts
-        speedup={
-            (row.network, row.precision): row.speedup if bench.own_cpu_share >= BUSY else None
-            for row in bench.rows
-            if row.role not in PARTS
-        },
+        speedup={key: speedup[file.sha256] if bench.own_cpu_share >= BUSY else None for key, file in whole.items()},
         timing=Timing(rounds=len(bench.rows[0].round_p50_ms), seconds=bench.seconds, threads=bench.rows[0].threads),
         own_cpu_share=bench.own_cpu_share,
+        other_forms={
+            network: file.precision for (network, _), file in whole.items() if file.precision not in ("fp32", "int8")
+        },
     )
+
+
+def _whole(manifest: Manifest, cpu_class: str) -> dict[File, ExportedFile]:
+    """The files that hold a whole network; of several forms of int8 the one that ships for this CPU class."""
+    ships = manifest.ships.get(cpu_class, [])
+    found: dict[File, ExportedFile] = {}
+    for file in manifest.files:
+        key = file.network, "fp32" if file.precision == "fp32" else "int8"
+        if file.role not in PARTS and (key not in found or file.path in ships):
+            found[key] = file
+    return found
 
 
 def _arrays(path: Path, names: list[str], recipe: Recipe) -> dict[str, NDArray[np.integer[Any]]]:

@@ -221,7 +221,7 @@ def test_a_gate_exits_with_3_and_prints_the_manifest_all_the_same(finished: Path
     without = kdedge("export", "--data-dir", str(data))
     assert without.exit_code == 0
     lines = without.stdout.splitlines()
-    assert lines[0].split() == ["file", "parameters", "kB", "validation", "%", "float", "nodes"]
+    assert lines[0].split() == ["file", "parameters", "weight", "bits", "kB", "validation", "%", "float", "nodes"]
     assert [line.split()[0] for line in lines[1:3]] == ["teacher.fp32.onnx", "student.merged.fp32.onnx"]
     assert lines[-1].endswith("Next: kdedge bench runs/good --device cpu")
 

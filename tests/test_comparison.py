@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from tiny_export import write_data
+from tiny_export import write_data, write_export
 
 from kdedge.cli import main
 from kdedge.comparison import (
@@ -30,6 +30,7 @@ from kdedge.comparison import (
     sentences,
 )
 from kdedge.errors import KdedgeError, RunError
+from kdedge.measurements import _whole
 
 ROOT = Path(__file__).parent.parent
 LARGE = {"networks.student.model": "mlp-64", "networks.student.fit.epochs": 4}
@@ -543,3 +544,15 @@ def test_damaged_documents_are_refused(study: Path, name: str, content: dict[str
     with pytest.raises(RunError) as error:
         results(study)
     assert str(error.value).startswith(f"{file} is damaged: {said}")
+
+
+def test_of_several_forms_of_int8_the_one_that_ships_on_this_cpu_is_int8(tmp_path: Path) -> None:
+    manifest = write_export(tmp_path)
+    int8 = next(file for file in manifest.files if (file.role, file.precision) == ("teacher", "int8"))
+    manifest.files.append(int8.model_copy(update={"precision": "int8-u8u8", "path": "other.onnx"}))
+    for ships, form in (({}, "int8"), ({"x86-avx2": ["other.onnx"]}, "int8-u8u8"), ({"arm64": ["other.onnx"]}, "int8")):
+        manifest.ships = ships
+        found = _whole(manifest, "x86-avx2")
+        assert (found["teacher", "int8"].precision, found["teacher", "fp32"].precision) == (form, "fp32")
+    manifest.files.remove(int8)
+    assert _whole(manifest, "x86-avx2")["teacher", "int8"].path == "other.onnx"

@@ -71,7 +71,7 @@ def test_every_default() -> None:
                 "head": {"from": "teacher", "fine_tune_epochs": 10, "fine_tune_lr": 1e-3},
             },
         },
-        "deploy": {"int8": {"max_drop_points": 0.5}, "cpu_classes": []},
+        "deploy": {"int8": {"max_drop_points": 0.5, "calibration": "minmax"}, "cpu_classes": []},
         "bench": {"threads": 1, "rounds": 5, "seconds": 1.0},
         "reference": [],
     }
