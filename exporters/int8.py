@@ -53,8 +53,9 @@ def quantize(
 ) -> onnx.ModelProto:
     """`graph`, of one float32 input, quantized in a form with the `ranges` of its tensors, as `calibration.ranges` gives them.
 
-    The nodes `in_float` compute with their own weights, on what their neighbours round. With `pixels` and `shape` [C, H, W] the input becomes `image`, uint8: the first quantized tensor is the pixels
-    themselves. Outputs stay float32, as the last layer computes them.
+    The nodes `in_float` compute with their own weights, on what their neighbours round. With `pixels` and `shape` [C, H, W]
+    the input becomes `image`, uint8: the first quantized tensor is the pixels themselves. Outputs stay float32, as the last
+    layer computes them.
     """
     name = graph.graph.input[0].name
     overrides = {}

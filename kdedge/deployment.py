@@ -238,8 +238,11 @@ def _write(
     piece: _Piece,
     precision: Precision,
 ) -> ExportedFile:
-    """Write a piece in fp32, or in a form of int8: calibrated on `images`, uint8 [n, C, H, W], by a method, or, if it was trained quantized,
-    with its own scales. On the images `compared`, fp32 is held against the network, and the latter against its simulation."""
+    """Write a piece in fp32, or in a form of int8: calibrated on `images`, uint8 [n, C, H, W], by `method`, or, if it was
+    trained quantized, with its own scales.
+
+    On the images `compared`, fp32 is held against the network, and what was trained quantized against its simulation.
+    """
     pixels = PixelScale(info.mean, pixel_scale(info)) if piece.calibrate is None else None
     given, inputs = piece.takes(compared[:CHECKED_IMAGES], info)
     path, example, measured = folder / piece.file_name(precision), inputs[:2], dict[str, float | None]()
