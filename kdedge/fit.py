@@ -94,6 +94,9 @@ def fit(
     pending: list[Tensor] = []  # losses still on the device
     began = saved_at = time.monotonic()
     first_step = state.step
+    known: Tensor | None = None  # what frozen members give of the validation images, the same after every epoch
+    if frozen is not None:
+        known = compute(network.eval(), validation, ["dense"], lambda done, total: None).outputs["dense"][0]
 
     def show(accuracy: float | None = None) -> None:
         images = min((state.step - first_step) * settings.batch_size, settings.epochs * len(train))
@@ -131,7 +134,7 @@ def fit(
                 if stopping and state.step % epoch_steps:
                     raise KeyboardInterrupt
         _check_weights(learning, state, settings, steps, checkpoint)
-        reached = accuracy(network, validation)
+        reached = accuracy(network, validation, known)
         show(reached)
         state.history.append(
             {"loss": _mean(state.losses), "validation_accuracy": reached, "seconds": time.monotonic() - started}
@@ -205,15 +208,18 @@ def objective(
     return total
 
 
-def accuracy(network: Network, data: Samples) -> float:
-    """Share of `data`, as it is (view 0), whose label gets the highest logit, in percent."""
+def accuracy(network: Network, data: Samples, dense: Tensor | None = None) -> float:
+    """Share of `data`, as it is (view 0), whose label gets the highest logit, in percent.
+
+    `dense` is what the members give of it, float32 [N, width], where that was computed before: then only the head runs.
+    """
     network.eval()
     right = torch.zeros((), dtype=torch.int64, device=data.images.device)
     with torch.no_grad():
-        for images, labels in zip(
-            torch.split(data.images, VALIDATION_BATCH), torch.split(data.labels, VALIDATION_BATCH), strict=True
-        ):
-            right += (network(normalise(images, data.info)).argmax(1) == labels).sum()
+        for first in range(0, len(data), VALIDATION_BATCH):
+            part = slice(first, first + VALIDATION_BATCH)
+            logits = network(normalise(data.images[part], data.info)) if dense is None else network.head(dense[part])
+            right += (logits.argmax(1) == data.labels[part]).sum()
     return 100 * right.item() / len(data)
 
 

@@ -332,6 +332,16 @@ def test_with_frozen_members_only_the_head_changes(tmp_path: Path, kind: str) ->
     assert {name for name in before if before[name] != after[name]} == {"head.weight", "head.bias"}
 
 
+def test_frozen_members_see_the_validation_images_once(tmp_path: Path) -> None:
+    """In every epoch they would give the same, which takes longer than a head learns."""
+    trained, data = with_state(), images(50, seed=1)
+    calls: list[int] = []
+    trained.members[0].register_forward_hook(lambda member, given, dense: calls.append(len(given[0])))
+    history = train(trained, LABELS, Fit(epochs=3, batch_size=32), tmp_path, frozen=outputs(8))
+    assert calls == [len(data)]
+    assert history[-1]["validation_accuracy"] == accuracy(trained, data)
+
+
 def test_the_objective_is_the_weighted_sum_of_the_lessons() -> None:
     trained, data, source = network("mlp-6", "mlp-6"), images(), outputs(12)
     batch = Batch(torch.tensor([3, 1, 4, 15, 92]), torch.zeros(5, dtype=torch.int64))
