@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import numpy as np
-import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from exporters.calibration import Calibration, Ranges, ranges
+from exporters.calibration import Calibration
 from exporters.float32 import (
     OPSET,
-    PIXELS,
     ExportError,
-    PixelScale,
     fold_batch_norm,
     from_pixels,
     to_graph,
-    with_weights,
 )
-from exporters.int8 import DIRECT_FILTERS, FORMS, quantize, quantize_trained
+from exporters.int8 import FORMS, quantize, quantize_trained
 from exporters.parity import check, check_trained
 from kdedge import store
 from kdedge.audit import audit, tensors, weight_bits
-from kdedge.data.batches import normalise, pixel_scale
+from kdedge.data.batches import pixel_scale
 from kdedge.data.catalog import DatasetInfo
-from kdedge.data.load import Dataset, load_recorded
+from kdedge.data.load import load_recorded
 from kdedge.errors import GateError, RunError
-from kdedge.gates import Place, judge
-from kdedge.manifest import DataRecord, ExportedFile, Manifest, Precision, Role
-from kdedge.models.network import Network, count_parameters
-from kdedge.models.rewriting import rewritten
-from kdedge.networks import finished_network
-from kdedge.plan import in_order
+from kdedge.gates import judge
+from kdedge.manifest import DataRecord, ExportedFile, Manifest, Place, Precision
+from kdedge.models.network import count_parameters
+from kdedge.pieces import Piece, finished, pieces_of, roles
 from kdedge.progress import Quiet
-from kdedge.quantize.layers import in_float, rounded, weight_limits, with_rounded_biases
-from kdedge.recipe import Recipe
+from kdedge.quantize.layers import rounded, weight_limits, with_rounded_biases
 from kdedge.recipe_reader import resolved_recipe
 from kdedge.store import Run
 from kdedge.validate import Known, measure
@@ -69,7 +58,7 @@ def export(
     progress = progress or Quiet()
     run = run if isinstance(run, Run) else store.open_run(Path(run))
     recipe = resolved_recipe(run.recipe, str(run.path / "run.json"))
-    networks = [(name, role, _finished(run, recipe, name)) for name, role in roles(recipe)]
+    networks = [(name, role, finished(run, recipe, name)) for name, role in roles(recipe)]
     dataset = load_recorded(run.data, data_dir)
     calibration = torch.from_numpy(dataset.train_images[run.data["calibration"]])
     validation = dataset.train_images[run.data["validation"]], dataset.train_labels[run.data["validation"]]
@@ -87,7 +76,7 @@ def export(
             versions={**run.versions, **{name: version(name) for name in ("onnx", "onnxscript", "onnxruntime")}},
             files=[],
         )
-        pieces = [piece for name, role, network in networks for piece in _pieces(name, role, network, recipe)]
+        pieces = [piece for name, role, network in networks for piece in pieces_of(name, role, network, recipe)]
         write = partial(_write, folder, recipe.deploy.int8.calibration, calibration, compared, dataset.info)
         for done, piece in enumerate(pieces):
             progress.update("export", done, len(pieces), piece.file_name("fp32"))
@@ -134,92 +123,10 @@ def _note_training(manifest: Manifest, images: int, progress: Quiet) -> None:
         progress.note(f"weights of {bits} bits make a file smaller, not faster: {why}")
 
 
-def roles(recipe: Recipe) -> list[tuple[str, Role]]:
-    """What is exported: networks that others learn from are teachers, what nobody learns from is merged and shipped.
-
-    Who learns comes after its teachers, so the first one is who taught all others. A network that learns what another
-    leaves over is exported as a member of what is made of it: alone it says nothing.
-    """
-    taught_from = {teacher for network in recipe.networks.values() for teacher in network.teachers}
-    return [
-        (name, "teacher" if name in taught_from or len(recipe.networks) == 1 else "merged")
-        for name in in_order(recipe)
-        if not recipe.networks[name].learns_the_rest
-    ]
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """One module that becomes one file a precision."""
-
-    network: str  # as the manifest has it
-    role: Role
-    module: nn.Module
-    gives: str  # "dense" or "logits"
-    calibrate: Network | None = None  # of a head: the network whose dense vectors it takes, instead of images
-    bits: int | None = None  # of weights that were trained quantized
-    traced: dict[float, onnx.ModelProto] = field(default_factory=dict)  # shared by members with equal layers
-
-    @property
-    def place(self) -> Place:
-        """The network that it is of, and the role of the file that completes it."""
-        return (self.network.rpartition(".")[0], "head") if self.role == "member" else (self.network, self.role)
-
-    @property
-    def input_name(self) -> str:
-        return PIXELS if self.calibrate is None else "dense"
-
-    @property
-    def in_float(self) -> nn.Module:
-        return self.module if self.bits is None else in_float(rounded(self.module))
-
-    def graph(self, example: Tensor, apart_from: float = math.inf) -> onnx.ModelProto:
-        """Its graph in float, of a network in fewer and larger layers, but those of siblings of so many filters or more.
-
-        Members and heads stay as they are, and so does what was trained quantized: each of its layers has scales of its own.
-        """
-        module = self.in_float
-        if self.bits is None and isinstance(module, Network):
-            apart_from = apart_from if len(module.members) > 1 else math.inf  # which is the same, traced once
-            module = rewritten(module, example, apart_from)
-        else:
-            apart_from = math.inf
-        if apart_from in self.traced:
-            return with_weights(self.traced[apart_from], module)
-        self.traced[apart_from] = to_graph(module, example, self.input_name, self.gives)
-        return self.traced[apart_from]
-
-    def takes(self, images: Tensor, info: DatasetInfo) -> tuple[Tensor, Tensor]:
-        """What the file takes for `images`, uint8 [n, C, H, W], and what the module takes."""
-        inputs = normalise(images, info)
-        if self.calibrate is None:
-            return images, inputs
-        with torch.no_grad():
-            dense = self.calibrate.dense(inputs)
-        return dense, dense
-
-    def file_name(self, precision: Precision) -> str:
-        part = f".{self.role}" if self.role in ("head", "merged") else ""
-        return f"{self.network}{part}.{precision}.onnx"
-
-
-def _pieces(name: str, role: Role, network: Network, recipe: Recipe) -> Iterator[_Piece]:
-    """A network, and if it is a group that is shipped, its members and its head as well."""
-    quantize = recipe.networks[name].quantize
-    bits = None if quantize is None else quantize.weights
-    if role == "merged" and recipe.networks[name].is_group:
-        views, traced = recipe.views(name), defaultdict[Any, dict[float, onnx.ModelProto]](dict)
-        for number, member in enumerate(network.members):
-            layers = network.models[number], views[number]
-            yield _Piece(f"{name}.{number}", "member", member, "dense", bits=bits, traced=traced[layers])
-        yield _Piece(name, "head", network.head, "logits", calibrate=network, bits=bits)
-    yield _Piece(name, role, network, "logits", bits=bits)
-
-
 def _in_form(
     folder: Path,
-    pieces: list[_Piece],
-    write: Callable[[_Piece, Precision], ExportedFile],
+    pieces: list[Piece],
+    write: Callable[[Piece, Precision], ExportedFile],
     form: Precision,
     places: Collection[Place],
 ) -> list[ExportedFile]:
@@ -235,7 +142,7 @@ def _write(
     images: Tensor,
     compared: Tensor,
     info: DatasetInfo,
-    piece: _Piece,
+    piece: Piece,
     precision: Precision,
 ) -> ExportedFile:
     """Write a piece in fp32, or in a form of int8: calibrated on `images`, uint8 [n, C, H, W], by `method`, or, if it was
@@ -243,7 +150,7 @@ def _write(
 
     On the images `compared`, fp32 is held against the network, and what was trained quantized against its simulation.
     """
-    pixels = PixelScale(info.mean, pixel_scale(info)) if piece.calibrate is None else None
+    pixels = piece.pixels(info)
     given, inputs = piece.takes(compared[:CHECKED_IMAGES], info)
     path, example, measured = folder / piece.file_name(precision), inputs[:2], dict[str, float | None]()
     try:
@@ -251,9 +158,7 @@ def _write(
             graph = piece.graph(example)
             whole = from_pixels(graph, pixels, info.shape) if pixels else graph
         elif piece.bits is None:
-            _, samples = piece.takes(images, info)
-            graph = piece.graph(example, DIRECT_FILTERS)
-            found = ranges(graph, np.ascontiguousarray(samples.numpy()), method)
+            graph, found = piece.calibrated(images, info, method)
             whole = quantize(graph, found, pixels, info.shape, FORMS[precision])
         else:
             # Not `piece.graph`: the ranges of what its layers take are constants of this graph, not weights.
@@ -282,25 +187,7 @@ def _write(
     )
 
 
-def quantizable(
-    run: Run, recipe: Recipe, dataset: Dataset, name: str, role: Role
-) -> tuple[onnx.ModelProto, Ranges, PixelScale]:
-    """What the int8 file of a whole network is made of: its graph in float, of normalised pixels, with the ranges of its tensors.
-
-    Raises RunError for a network that was trained quantized: it brings its ranges.
-    """
-    if recipe.networks[name].quantize is not None:
-        raise RunError(
-            f"{name!r} was trained quantized: it has no float32 network beside it that its layers can be held against"
-        )
-    (*_, piece) = _pieces(name, role, _finished(run, recipe, name), recipe)
-    inputs = normalise(torch.from_numpy(dataset.train_images[run.data["calibration"]]), dataset.info)
-    graph = piece.graph(inputs[:2], DIRECT_FILTERS)
-    found = ranges(graph, np.ascontiguousarray(inputs.numpy()), recipe.deploy.int8.calibration)
-    return graph, found, PixelScale(dataset.info.mean, pixel_scale(dataset.info))
-
-
-def _compared(path: Path, piece: _Piece, images: Tensor, info: DatasetInfo) -> dict[str, float | None]:
+def _compared(path: Path, piece: Piece, images: Tensor, info: DatasetInfo) -> dict[str, float | None]:
     """How near the int8 file at `path` is to the network that was trained quantized, on `images`."""
     given, inputs = piece.takes(images, info)
     of_classes = piece.gives == "logits"
@@ -314,12 +201,6 @@ def _record_float_nodes(folder: Path, files: list[ExportedFile]) -> None:
     quantized = [file for file in files if file.precision != "fp32"]
     for file, float_nodes in zip(quantized, audit(folder, quantized)[1], strict=True):
         file.float_nodes = float_nodes
-
-
-def _finished(run: Run, recipe: Recipe, name: str) -> Network:
-    """The network with the weights that the last of its stages gave it."""
-    last = [record.name for record in run.stages if record.network == name][-1]
-    return finished_network(run, recipe, name, last).with_one_head()
 
 
 def rows_to_print(manifest: Manifest) -> tuple[list[str], list[list[str]]]:

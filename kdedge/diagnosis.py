@@ -22,8 +22,8 @@ from exporters.int8 import quantize
 from exporters.signals import Layer, Signal, layers, signals
 from kdedge import store
 from kdedge.data.load import load_recorded
-from kdedge.deployment import quantizable, roles
 from kdedge.errors import RunError
+from kdedge.pieces import quantizable, roles
 from kdedge.progress import Quiet
 from kdedge.recipe_reader import resolved_recipe
 from kdedge.statistics import mcnemar, paired_drop

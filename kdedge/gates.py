@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kdedge.devices import emulated
 from kdedge.errors import DeviceError, GateError
-from kdedge.manifest import FORMS, ExportedFile, GateResult, Manifest, Precision
+from kdedge.manifest import FORMS, ExportedFile, GateResult, Manifest, Place, Precision
 from kdedge.progress import Quiet
 from kdedge.recipe import Deploy
 from kdedge.statistics import paired_drop
@@ -23,7 +23,6 @@ from kdedge.validate import Known, Validation, graph_files, graphs, measure
 
 EMULATED_IMAGES = 2000  # a few minutes a class
 
-Place = tuple[str, str]  # a network, and the role of the file that gives its logits
 Write = Callable[[Precision, Collection[Place]], Iterable[ExportedFile]]
 
 

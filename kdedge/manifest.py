@@ -18,6 +18,7 @@ from kdedge.store import Run, inside, read_as, sha256
 Role = Literal["teacher", "member", "head", "merged"]
 Precision = Literal["fp32", "int8", "int8-u8u8", "int8-u8u8-tensor"]
 FORMS: tuple[Precision, ...] = get_args(Precision)[1:]  # of int8, as exporters/int8.py has them, in the order of trying
+Place = tuple[str, str]  # a network, and the role of the file that gives its logits
 
 
 class TensorInfo(BaseModel):
@@ -79,7 +80,7 @@ class GateResult(BaseModel):
     reason: str  # one sentence
 
     @property
-    def place(self) -> tuple[str, str]:
+    def place(self) -> Place:
         """What was judged."""
         return self.network, self.role
 

@@ -18,11 +18,12 @@ from exporters.calibration import Calibration, ranges
 from exporters.int8 import quantize
 from kdedge.benchmark import bench
 from kdedge.data.load import load_recorded
-from kdedge.deployment import export, quantizable, roles, rows_to_print
+from kdedge.deployment import export, rows_to_print
 from kdedge.devices import here
 from kdedge.distillation import distill
 from kdedge.errors import DataError, GateError, KdedgeError, RunError
 from kdedge.manifest import Manifest
+from kdedge.pieces import quantizable, roles
 from kdedge.recipe import Int8
 from kdedge.recipe_reader import parse_recipe, resolved_recipe
 from kdedge.store import CPU_CLASSES, MEASUREMENTS, Run, load_tensors, open_run, sha256
@@ -270,7 +271,7 @@ def test_exporting_again_gives_the_same_bytes(alone: Run, data: Path) -> None:
 
 def test_the_recipe_says_how_ranges_are_found(alone: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("kdedge.deployment.ranges", lambda *given: asked.append(given[2]) or ranges(*given))
+    monkeypatch.setattr("kdedge.pieces.ranges", lambda *given: asked.append(given[2]) or ranges(*given))
     alone.recipe["deploy"]["int8"] = {"max_drop_points": 100, "calibration": "mse"}
     manifest = export(alone, data_dir=data)
     assert asked == ["mse"] == [manifest.calibrated_by]

@@ -15,8 +15,8 @@ from exporters import int8
 from kdedge import devices
 from kdedge.devices import emulated, local
 from kdedge.errors import GateError
-from kdedge.gates import Place, gate, judge, places
-from kdedge.manifest import FORMS, ExportedFile, Manifest, Precision
+from kdedge.gates import gate, judge, places
+from kdedge.manifest import FORMS, ExportedFile, Manifest, Place, Precision
 from kdedge.recipe import Deploy, Int8
 from kdedge.statistics import paired_drop
 from kdedge.validate import Validation, measure
