@@ -53,7 +53,7 @@ def quantize(
 ) -> onnx.ModelProto:
     """`graph`, of one float32 input, quantized in a form with the `ranges` of its tensors, as `calibration.ranges` gives them.
 
-    The nodes `in_float` compute with their own weights, on what their neighbours round. With `pixels` and `shape` [C, H, W]
+    The nodes `in_float` compute with their own weights, on what their neighbours round, in onnxruntime as well. With `pixels` and `shape` [C, H, W]
     the input becomes `image`, uint8: the first quantized tensor is the pixels themselves. Outputs stay float32, as the last
     layer computes them.
     """
@@ -89,11 +89,10 @@ def quantize(
     finally:
         logging.getLogger().removeFilter(_not_about_preprocessing)
     if pixels is not None and shape is not None:
-        if in_float:  # these take them as well
-            quantized = from_pixels(quantized, pixels, shape)
-        else:
-            _take_pixels(quantized, shape)
+        quantized = _take_pixels(quantized, pixels, shape)
     _leave_output_in_float(quantized)
+    if in_float:
+        _keep_in_float(quantized, in_float, inferred)
     quantized.producer_name, quantized.producer_version = "kdedge", ""
     onnx.checker.check_model(quantized, full_check=True)
     return quantized
@@ -104,16 +103,56 @@ def _not_about_preprocessing(record: logging.LogRecord) -> bool:
     return "pre-processing" not in record.getMessage()
 
 
-def _take_pixels(model: onnx.ModelProto, shape: tuple[int, int, int]) -> None:
-    """Drop the first QuantizeLinear: with its own scale and zero point the pixels are what it would give."""
-    graph = model.graph
-    first = next(
-        node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == graph.input[0].name
-    )
-    for node in graph.node:
-        node.input[:] = ["image" if name == first.output[0] else name for name in node.input]
-    graph.node.remove(first)
+def _take_pixels(model: onnx.ModelProto, pixels: PixelScale, shape: tuple[int, int, int]) -> onnx.ModelProto:
+    """Drop the QuantizeLinear of the input: with its own scale and zero point the pixels are what it would give.
+
+    What takes the input in float takes the pixels that are normalised.
+    """
+    graph, name = model.graph, model.graph.input[0].name
+    for first in [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == name]:
+        for node in graph.node:
+            node.input[:] = ["image" if taken == first.output[0] else taken for taken in node.input]
+        graph.node.remove(first)
+    if any(name in node.input for node in graph.node):
+        return from_pixels(model, pixels, shape)
     graph.input[0].CopyFrom(helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["batch", *shape]))
+    return model
+
+
+def _keep_in_float(model: onnx.ModelProto, names: Collection[str], float32: onnx.ModelProto) -> None:
+    """Dequantize what the layers `names` take for each of them alone, with the scale and zero point repeated along an axis.
+
+    The values are the same. But of a layer behind a single scale onnxruntime makes an integer one when it loads the file, and
+    rounds its weights (WeightBiasQuantization); behind an axis of scales it cannot, as integer layers take a single one.
+    What has no weights computes the same either way, and is left to onnxruntime.
+    """
+    graph = model.graph
+    known = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    takes = {node.name: node.input[0] for node in float32.graph.node}
+    shapes = {
+        value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*float32.graph.input, *float32.graph.value_info)
+    }
+    for node in [node for node in graph.node if node.name in names and node.op_type in _ROUNDED_WHEN_LOADED]:
+        made = makers.get(node.input[0])
+        if made is None or made.op_type != "DequantizeLinear":
+            continue
+        shape = shapes[takes[node.name]]
+        axis = next((axis for axis, size in enumerate(shape) if axis > 0 and size > 1), None)
+        if axis is None:  # one value an image
+            continue
+        grid = [f"{node.name}.given.scale", f"{node.name}.given.zero"]
+        for own, shared in zip(grid, made.input[1:], strict=True):
+            graph.initializer.append(numpy_helper.from_array(np.full(shape[axis], known[shared]), own))
+        given = f"{node.name}.given"
+        apart = helper.make_node("DequantizeLinear", [made.input[0], *grid], [given], f"{given}.dequantize", axis=axis)
+        graph.node.insert(list(graph.node).index(node), apart)
+        node.input[0] = given
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for node in [node for node in graph.node if used.isdisjoint(node.output)]:
+        graph.node.remove(node)
+    _remove_unused(graph)
 
 
 def _leave_output_in_float(model: onnx.ModelProto) -> None:
@@ -133,6 +172,7 @@ def _leave_output_in_float(model: onnx.ModelProto) -> None:
         graph.value_info.remove(info)
 
 
+_ROUNDED_WHEN_LOADED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _SMALL_TYPES = {1: ("INT2", 25), 7: ("INT4", 21)}  # by the largest integer they have to hold; the opset that knows them
 MOVES_ONLY = ("Reshape", "Flatten", "MaxPool", "Slice", "Pad", "Resize")  # values: it gives none that it was not given
 _LARGEST_BIAS = 2.0**30  # of an int32, with room for what is added to it

@@ -2,7 +2,7 @@
 
 Each layer is looked at in the whole int8 graph, then alone in int8 with all others in float32, then alone in float32 with
 all others in int8. In float32 a layer computes with its own weights; its neighbours still round what they give and take.
-All are computed here and without fusing: onnxruntime would round the weights of a layer in float between layers in int8.
+All are computed here and without fusing: as the graphs read, and not as the kernels of this CPU add.
 """
 
 from __future__ import annotations

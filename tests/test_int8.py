@@ -14,7 +14,7 @@ from random_networks import answers, data_of, images, network, pixels_of
 from tiny_export import float_nodes
 from torch import nn
 
-from exporters.calibration import ranges
+from exporters.calibration import activations, ranges
 from exporters.float32 import ExportError, fold_batch_norm, from_pixels, to_graph
 from exporters.int8 import FORMS, quantize, quantize_trained
 from kdedge.data.batches import normalise
@@ -168,6 +168,47 @@ def test_a_layer_in_float_has_its_own_weights_and_all_of_them_are_the_float32_gr
         assert len(weights) == (0 if not in_float else 1 if len(in_float) == 1 else 2)
         errors.append(float(np.abs(run(partly, given) - expected).max()))
     assert errors[0] > 0 == errors[2] and errors[1] not in (errors[0], 0)
+
+
+@pytest.mark.parametrize("model", ["mlp-30", "lenet5", "tcn-student-4"])
+def test_a_layer_in_float_is_so_in_onnxruntime(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first, a middle and the last one. Its values are those of the file as it reads, where nothing is fused."""
+    info, given = data_of(model), images(100, data_of(model))
+    samples = normalise(given, info)
+    graph = to_graph(network(model), samples[:2], "pixels", "logits")
+    learning, found = (
+        [node for node in graph.graph.node if node.op_type in ("Conv", "Gemm")],
+        ranges(graph, samples.numpy()),
+    )
+    for kept in (learning[0], learning[len(learning) // 2], learning[-1]):
+        quantized = quantize(graph, found, pixels_of(info), info.shape, in_float=[kept.name])
+        assert {node.domain for node in quantized.graph.node} == {""}
+        onnx.save(quantized, tmp_path / "int8.onnx")
+        assert float_nodes(tmp_path / "int8.onnx") == [f"{kept.name} ({kept.op_type})"]
+        (as_it_reads,) = activations(quantized, given.numpy(), ["logits"], len(given))
+        fused, exact = run(quantized, given.numpy()), as_it_reads["logits"]
+        # Of what is left in int8 a sum may lie just between two levels.
+        assert np.median(np.abs(fused - exact)) < 1e-6 and np.abs(fused - exact).max() < 2e-3 * np.ptp(exact)
+    with monkeypatch.context() as patched:  # what onnxruntime does by itself
+        patched.setattr("exporters.int8._ROUNDED_WHEN_LOADED", ())
+        kept = learning[len(learning) // 2]
+        onnx.save(quantize(graph, found, pixels_of(info), info.shape, in_float=[kept.name]), tmp_path / "int8.onnx")
+    assert len(learning) < 3 or float_nodes(tmp_path / "int8.onnx") == []
+
+
+def test_pixels_are_taken_as_they_are_beside_a_layer_in_float(float32: onnx.ModelProto) -> None:
+    """One of two members has its first layer in float, and takes normalised pixels; the other one takes them in integers."""
+    found = ranges(float32, CALIBRATION.numpy())
+    first, second = (node.name for node in float32.graph.node if "pixels" in node.input)
+    quantized = quantize(float32, found, pixels_of(TCN), TCN.shape, in_float=[first])
+    takers = [node for node in quantized.graph.node if "image" in node.input]
+    assert [node.op_type for node in takers] == ["DequantizeLinear"] * 2
+    assert not [node for node in quantized.graph.node if node.op_type == "QuantizeLinear" and "image" in node.input[0]]
+    own = constants(quantized)
+    scales = [own[node.input[1]] for node in takers]
+    assert sorted(scale.shape for scale in scales) == [(), (28,)]  # an image has one channel, so along its rows
+    assert {float(value) for scale in scales for value in scale.reshape(-1)} == {pixels_of(TCN).scale}
+    assert second in {node.name for node in quantized.graph.node}
 
 
 # Networks that bring their scales
