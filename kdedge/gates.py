@@ -6,6 +6,8 @@ What may not is written in another form and judged again. What could not be run 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,6 +28,44 @@ EMULATED_IMAGES = 2000  # a few minutes a class
 Write = Callable[[Precision, Collection[Place]], Iterable[ExportedFile]]
 
 
+@dataclass(frozen=True)
+class Court:
+    """An export folder, and what its int8 files are judged by."""
+
+    export: Path
+    manifest: Manifest
+    images: NDArray[np.uint8]
+    labels: NDArray[np.integer[Any]]
+    deploy: Deploy
+    known: Known
+    progress: Quiet
+
+    @cached_property
+    def native(self) -> Validation:
+        """What fp32 and int8 say on this machine."""
+        return self.said_on("cpu", "fp32", "int8")
+
+    @property
+    def here(self) -> str:
+        return str(self.native.device.get("cpu_class", "unknown"))
+
+    def said_on(self, device: str, *precisions: Precision) -> Validation:
+        """What files say of the images, or of the first of them where they are emulated. Raises DeviceError."""
+        n = len(self.labels) if device == "cpu" else min(EMULATED_IMAGES, len(self.labels))
+        if device != "cpu":
+            self.progress.note(
+                f"{device}: {', '.join(precisions)} on {n:,} validation images, emulated, which takes minutes"
+            )
+        write_json(self.export / "manifest.json", self.manifest.model_dump(mode="json"))  # `measure` runs what is in it
+        given = self.images[:n], self.labels[:n]
+        return measure(self.export, *given, split="validation", device=device, precisions=precisions, known=self.known)
+
+    def verdicts(self, cpu_class: str, judged: Collection[Place], form: Precision) -> list[GateResult]:
+        """The verdict on each of some places in a form, on a CPU class. Raises DeviceError when it cannot be run here."""
+        there = self.said_on("cpu" if cpu_class == self.here else cpu_class, form)
+        return [gate(self.native, there, place, form, self.deploy.int8.max_drop_points) for place in judged]
+
+
 def judge(
     export: Path,
     manifest: Manifest,
@@ -44,46 +84,34 @@ def judge(
     and all accuracies here; the forms of a network that passed nowhere are deleted, unless none passed. Raises GateError
     when there is nothing to judge, DeviceError when this machine fails.
     """
-    progress, known = progress or Quiet(), Known() if known is None else known
-    limit = deploy.int8.max_drop_points
-
-    def said_on(device: str, *precisions: Precision) -> Validation:
-        n = len(labels) if device == "cpu" else min(EMULATED_IMAGES, len(labels))
-        if device != "cpu":
-            progress.note(
-                f"{device}: {', '.join(precisions)} on {n:,} validation images, emulated, which takes minutes"
-            )
-        write_json(export / "manifest.json", manifest.model_dump(mode="json"))  # `measure` runs what is in it
-        given = images[:n], labels[:n]
-        return measure(export, *given, split="validation", device=device, precisions=precisions, known=known)
-
+    known = Known() if known is None else known
+    court = Court(export, manifest, images, labels, deploy, known, progress or Quiet())
     if not places(manifest, "int8"):
         raise GateError("The gate has nothing to judge: there is no int8 file. Export again.")
-    native = said_on("cpu", "fp32", "int8")
-    here = str(native.device.get("cpu_class", "unknown"))
-    for cpu_class in deploy.cpu_classes or (here,):
+    limit = deploy.int8.max_drop_points
+    for cpu_class in deploy.cpu_classes or (court.here,):
         left = places(manifest, "int8")
         try:
-            if cpu_class != here and (problem := emulated.problem(cpu_class)):
+            if cpu_class != court.here and (problem := emulated.problem(cpu_class)):
                 raise DeviceError(problem)
             for form in FORMS:
                 if missing := [place for place in left if place not in places(manifest, form)]:
                     manifest.files += write(form, missing)
                 if judged := [place for place in left if place in places(manifest, form)]:
-                    there = said_on("cpu" if cpu_class == here else cpu_class, form)
-                    manifest.gates += (results := [gate(native, there, place, form, limit) for place in judged])
+                    manifest.gates += (results := court.verdicts(cpu_class, judged, form))
                     passed = [one.place for one in results if one.passed]
                     if form != FORMS[0]:
-                        progress.note(f"{cpu_class}: {form} passes for {', '.join(map(_name, passed)) or 'nothing'}")
+                        names = ", ".join(map(name_of, passed)) or "nothing"
+                        court.progress.note(f"{cpu_class}: {form} passes for {names}")
                     left = [place for place in left if place not in passed]
-                    if not left or _least_drop(results[0].n) > limit:
+                    if not left or least_drop(results[0].n) > limit:
                         break
         except DeviceError as error:
-            if cpu_class == here:
+            if cpu_class == court.here:
                 raise
             manifest.gates += [_not_judged(place, cpu_class, limit, f"not validated: {error}") for place in left]
     _keep_what_ships(export, manifest)
-    manifest.accuracy = said_on("cpu", *get_args(Precision)).rows
+    manifest.accuracy = court.said_on("cpu", *get_args(Precision)).rows
 
 
 def places(manifest: Manifest, precision: Precision) -> list[Place]:
@@ -105,11 +133,11 @@ def gate(fp32: Validation, int8: Validation, place: Place, form: Precision, max_
         return _not_judged(place, cpu_class, max_drop_points, why, form)
     drop = paired_drop(reference[: len(candidate)], candidate)
     reason = (
-        f"{_name(place)}: {form} drops by {drop.points:.2f} points on {drop.n} images on {cpu_class}, with an upper 95% "
+        f"{name_of(place)}: {form} drops by {drop.points:.2f} points on {drop.n} images on {cpu_class}, with an upper 95% "
         f"bound of {drop.upper_points:.2f}; {max_drop_points:g} are allowed"
     )
-    if _least_drop(drop.n) > max_drop_points:
-        reason += f"; {drop.n} images cannot show less than {_least_drop(drop.n):.2f}, keep more for validation"
+    if least_drop(drop.n) > max_drop_points:
+        reason += f"; {drop.n} images cannot show less than {least_drop(drop.n):.2f}, keep more for validation"
     return GateResult(
         network=place[0],
         role=place[1],
@@ -139,16 +167,17 @@ def _not_judged(place: Place, cpu_class: str, max_drop_points: float, why: str, 
         only_fp32=0,
         only_int8=0,
         n=0,
-        reason=f"{_name(place)} on {cpu_class}: {why}",
+        reason=f"{name_of(place)} on {cpu_class}: {why}",
     )
 
 
-def _name(place: Place) -> str:
+def name_of(place: Place) -> str:
+    """What messages call it."""
     network, role = place
     return f"{network} ({role})"
 
 
-def _least_drop(n: int) -> float:
+def least_drop(n: int) -> float:
     """What n images show at best, in points: the bound when int8 says of all what fp32 says."""
     return paired_drop(right := np.ones(n, np.bool_), right).upper_points
 
