@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +54,12 @@ def quantize(
 ) -> onnx.ModelProto:
     """`graph`, of one float32 input, quantized in a form with the `ranges` of its tensors, as `calibration.ranges` gives them.
 
-    The nodes `in_float` compute with their own weights, on what their neighbours round, in onnxruntime as well. With `pixels` and `shape` [C, H, W]
+    The nodes `in_float` compute with their own weights, on what their neighbours round, in onnxruntime as well; what only moves
+    values between two of them is in float too. With `pixels` and `shape` [C, H, W]
     the input becomes `image`, uint8: the first quantized tensor is the pixels themselves. Outputs stay float32, as the last
     layer computes them.
     """
-    name = graph.graph.input[0].name
+    in_float, name = _with_moves(graph.graph, in_float), graph.graph.input[0].name
     overrides = {}
     if pixels is not None:
         scale, zero_point = np.array(pixels.scale, np.float32), np.array(pixels.mean, np.uint8)
@@ -101,6 +103,24 @@ def quantize(
 def _not_about_preprocessing(record: logging.LogRecord) -> bool:
     """onnxruntime advises a pre-processing whose work is done here already: folding and shapes."""
     return "pre-processing" not in record.getMessage()
+
+
+def _with_moves(graph: onnx.GraphProto, in_float: Collection[str]) -> set[str]:
+    """These nodes, and those between two of them that only move values."""
+    makers, readers = dict[str, str](), defaultdict[str, set[str]](set)
+    for node in graph.node:
+        makers |= dict.fromkeys(node.output, node.name)
+        for name in node.input:
+            readers[name].add(node.name)
+    after, before = set(in_float), set(in_float)
+    moving = [node for node in graph.node if node.op_type in MOVES_ONLY]
+    for node in moving:
+        if makers.get(node.input[0]) in after:
+            after.add(node.name)
+    for node in reversed(moving):
+        if before & readers[node.output[0]]:
+            before.add(node.name)
+    return after & before
 
 
 def _take_pixels(model: onnx.ModelProto, pixels: PixelScale, shape: tuple[int, int, int]) -> onnx.ModelProto:

@@ -17,6 +17,7 @@ from torch import nn
 from exporters.calibration import activations, ranges
 from exporters.float32 import ExportError, fold_batch_norm, from_pixels, to_graph
 from exporters.int8 import FORMS, quantize, quantize_trained
+from exporters.signals import layers
 from kdedge.data.batches import normalise
 from kdedge.devices.runner import cpu_class
 from kdedge.models.network import Network
@@ -159,12 +160,12 @@ def test_a_layer_in_float_has_its_own_weights_and_all_of_them_are_the_float32_gr
     float32: onnx.ModelProto, merged: onnx.ModelProto
 ) -> None:
     found, given = ranges(float32, CALIBRATION.numpy()), images(50, TCN).numpy()
-    layers = [node for node in float32.graph.node if node.op_type in ("Conv", "Gemm")]
+    learning = [node for node in float32.graph.node if node.op_type in ("Conv", "Gemm")]
     plain = from_pixels(float32, pixels_of(TCN), TCN.shape)
     expected, errors = run(plain, given), []
-    for in_float in ([], [layers[0].name], [node.name for node in float32.graph.node]):
+    for in_float in ([], [learning[0].name], [node.name for node in float32.graph.node]):
         partly = quantize(float32, found, pixels_of(TCN), TCN.shape, in_float=in_float)
-        weights = {layers[0].input[1], layers[-1].input[1]} & set(constants(partly))
+        weights = {learning[0].input[1], learning[-1].input[1]} & set(constants(partly))
         assert len(weights) == (0 if not in_float else 1 if len(in_float) == 1 else 2)
         errors.append(float(np.abs(run(partly, given) - expected).max()))
     assert errors[0] > 0 == errors[2] and errors[1] not in (errors[0], 0)
@@ -194,6 +195,18 @@ def test_a_layer_in_float_is_so_in_onnxruntime(model: str, tmp_path: Path, monke
         kept = learning[len(learning) // 2]
         onnx.save(quantize(graph, found, pixels_of(info), info.shape, in_float=[kept.name]), tmp_path / "int8.onnx")
     assert len(learning) < 3 or float_nodes(tmp_path / "int8.onnx") == []
+
+
+def test_what_moves_values_between_two_layers_in_float_is_in_float_too(tmp_path: Path) -> None:
+    info = data_of("lenet5")
+    samples = normalise(images(50, info), info)
+    graph = to_graph(network("lenet5"), samples[:2], "pixels", "logits")
+    both = [node for layer in layers(graph) if layer.operator == "Conv" for node in layer.nodes]
+    quantized = quantize(graph, ranges(graph, samples.numpy()), pixels_of(info), info.shape, in_float=both)
+    onnx.save(quantized, tmp_path / "int8.onnx")
+    between, after = (node.name for node in graph.graph.node if node.op_type == "MaxPool")
+    float_ones = {name.split()[0] for name in float_nodes(tmp_path / "int8.onnx")}
+    assert between in float_ones and after not in float_ones
 
 
 def test_pixels_are_taken_as_they_are_beside_a_layer_in_float(float32: onnx.ModelProto) -> None:
