@@ -79,6 +79,11 @@ def layers(graph: onnx.ModelProto) -> list[Layer]:
     return found
 
 
+def apart(graph: onnx.ModelProto, layer: Layer) -> list[str]:
+    """All nodes but those of a layer: what is in float when it is alone in int8."""
+    return [node.name for node in graph.graph.node if node.name not in layer.nodes]
+
+
 def signals(
     of: list[Layer], float32: onnx.ModelProto, int8: onnx.ModelProto, images: NDArray[np.uint8]
 ) -> dict[str, Signal]:

@@ -80,7 +80,7 @@ def bench(
         alone = [{"name": file["name"], "members": [file], "head": None, "threads": threads} for file in job_files]
         timed = _rounds(device, turns | {"graphs": alone}, sent, rounds, f"{len(files)} files", progress)
         ways = [] if run.quick else _ways(manifest, int(timed[0].device.get("cores") or 1))
-        forms = _forms(device, turns, ways, sent, rounds, progress)
+        forms_timed = forms(device, turns, ways, sent, rounds, progress)
 
         repeats = 1 if run.quick else min(COLD_STARTS, rounds)
         progress(f"cold start and memory of {len(files)} files, runs of each: {repeats}")
@@ -89,7 +89,7 @@ def bench(
         report = BenchReport(
             device=timed[0].device,
             rows=_rows(files, threads, timed, cold, _median_rss(empty)),
-            forms=forms,
+            forms=forms_timed,
             empty_runner_rss_bytes=_median_rss(empty),
             seconds=settings.seconds,
             own_cpu_share=round(min(answer.own_cpu_share for answer in timed), 4),
@@ -129,7 +129,7 @@ def _ways(manifest: Manifest, cores: int) -> list[tuple[Graph, int]]:
     return [(graph, threads) for graph in found if graph.network in groups for threads in sorted({1, cores})]
 
 
-def _forms(
+def forms(
     device: str,
     job: dict[str, Any],
     ways: list[tuple[Graph, int]],
@@ -137,8 +137,9 @@ def _forms(
     rounds: int,
     progress: Callable[[str], None],
 ) -> list[FormRow]:
+    """What ways to run graphs, each on so many threads, take in turns; `job` is one for latency, without its graphs."""
     asked = [job_graph(graph) | {"name": f"{graph.name} {threads}", "threads": threads} for graph, threads in ways]
-    timed = _rounds(device, job | {"graphs": asked}, sent, rounds, f"{len(ways)} ways to run groups", progress)
+    timed = _rounds(device, job | {"graphs": asked}, sent, rounds, f"{len(ways)} graphs", progress)
     rows = []
     for i, (graph, threads) in enumerate(ways):
         runs_ms = sorted(ns / 1e6 for answer in timed for ns in answer.graphs[i].latencies_ns)

@@ -28,12 +28,13 @@ from kdedge.data.catalog import DatasetInfo
 from kdedge.data.load import load_recorded
 from kdedge.errors import GateError, RunError
 from kdedge.gates import judge
-from kdedge.manifest import DataRecord, ExportedFile, Manifest, Place, Precision
+from kdedge.manifest import DataRecord, ExportedFile, Manifest, Place, Precision, Repair
 from kdedge.models.network import count_parameters
 from kdedge.pieces import Piece, finished, pieces_of, roles
 from kdedge.progress import Quiet
 from kdedge.quantize.layers import rounded, weight_limits, with_rounded_biases
 from kdedge.recipe_reader import resolved_recipe
+from kdedge.repair import Repairer
 from kdedge.store import Run
 from kdedge.validate import Known, measure
 
@@ -45,12 +46,14 @@ def export(
     run: Run | Path | str,
     *,
     int8: bool = True,
+    repair: bool = False,
     data_dir: Path | None = None,
     progress: Quiet | None = None,
     known: Known | None = None,
 ) -> Manifest:
     """Write the run's teacher, members, heads and merged networks to RUN/export, then measure what was written.
 
+    With `repair`, what passes the gate in no form of int8 is written with the fewest layers in float that let it pass.
     Calls that are given the same `known`, empty at first, measure a file that their runs share once. Raises GateError when an
     int8 file lost more accuracy on the validation split than the recipe allows, on a CPU class that it is for: the files
     and the manifest are left, and say so. Raises RunError when the run is unfinished or damaged.
@@ -88,24 +91,26 @@ def export(
         progress.note(f"measuring {len(manifest.files)} files on {len(validation[1]):,} validation images")
         store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
         if int8:
+            mend = Repairer(pieces, calibration, dataset.info, write, recipe.bench) if repair else None
+            in_form = partial(_in_form, pieces, write)
+            judge(folder, manifest, *validation, recipe.deploy, in_form, repair=mend, known=known, progress=progress)
             _record_float_nodes(folder, manifest.files)
-            in_form = partial(_in_form, folder, pieces, write)
-            judge(folder, manifest, *validation, recipe.deploy, in_form, known=known, progress=progress)
         else:
             manifest.accuracy = measure(folder, *validation, split="validation", known=known).rows
         store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
         store.drop_measurements(run.path)
-    _hold_the_gates(manifest, run.path / "export")
+    _hold_the_gates(manifest, run.path / "export", repair)
     return manifest
 
 
-def _hold_the_gates(manifest: Manifest, export: Path) -> None:
+def _hold_the_gates(manifest: Manifest, export: Path, repair: bool) -> None:
     """Raise GateError with every verdict on what passed in no form."""
     if refused := manifest.refused:
         lost = any(verdict.drop_points is not None for verdict in refused)
         lines = [f"The int8 export {'lost too much accuracy' if lost else 'could not be validated'}:"]
         lines += [f"  {verdict.reason}" for verdict in refused]
-        lines.append(f"The files are in {export}; ship the fp32 files, or train longer and export again.")
+        more = "train longer and export again" if repair or not lost else "train longer, or export again with --repair"
+        lines.append(f"The files are in {export}; ship the fp32 files, or {more}.")
         raise GateError("\n".join(lines))
 
 
@@ -124,16 +129,13 @@ def _note_training(manifest: Manifest, images: int, progress: Quiet) -> None:
 
 
 def _in_form(
-    folder: Path,
     pieces: list[Piece],
     write: Callable[[Piece, Precision], ExportedFile],
     form: Precision,
     places: Collection[Place],
 ) -> list[ExportedFile]:
     """Write what is at some places in another form of int8. What was trained quantized has one."""
-    files = [write(one, form) for one in pieces if one.place in places and one.bits is None]
-    _record_float_nodes(folder, files)
-    return files
+    return [write(one, form) for one in pieces if one.place in places and one.bits is None]
 
 
 def _write(
@@ -144,9 +146,10 @@ def _write(
     info: DatasetInfo,
     piece: Piece,
     precision: Precision,
+    repair: Repair | None = None,
 ) -> ExportedFile:
-    """Write a piece in fp32, or in a form of int8: calibrated on `images`, uint8 [n, C, H, W], by `method`, or, if it was
-    trained quantized, with its own scales.
+    """Write a piece in fp32, or in a form of int8: calibrated on `images`, uint8 [n, C, H, W], by `method` or as its `repair`
+    says, or, if it was trained quantized, with its own scales.
 
     On the images `compared`, fp32 is held against the network, and what was trained quantized against its simulation.
     """
@@ -158,8 +161,9 @@ def _write(
             graph = piece.graph(example)
             whole = from_pixels(graph, pixels, info.shape) if pixels else graph
         elif piece.bits is None:
-            graph, found = piece.calibrated(images, info, method)
-            whole = quantize(graph, found, pixels, info.shape, FORMS[precision])
+            made = repair or Repair(form=precision, calibrated_by=method, in_float=[])
+            graph, found = piece.calibrated(images, info, made.calibrated_by)
+            whole = quantize(graph, found, pixels, info.shape, FORMS[made.form], made.in_float)
         else:
             # Not `piece.graph`: the ranges of what its layers take are constants of this graph, not weights.
             graph = to_graph(rounded(piece.module), example, piece.input_name, piece.gives)
@@ -183,6 +187,7 @@ def _write(
         opset=whole.opset_import[0].version,
         inputs=tensors(whole.graph.input),
         outputs=tensors(whole.graph.output),
+        repair=repair,
         **measured,
     )
 

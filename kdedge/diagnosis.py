@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from exporters.calibration import activations
 from exporters.float32 import from_pixels
 from exporters.int8 import quantize
-from exporters.signals import Layer, Signal, layers, signals
+from exporters.signals import Layer, Signal, apart, layers, signals
 from kdedge import store
 from kdedge.data.load import load_recorded
 from kdedge.errors import RunError
@@ -93,8 +93,7 @@ def diagnose(
         variants = {"fp32": from_pixels(graph, pixels, shape), "int8": quantize(graph, ranges, pixels, shape)}
         for number, layer in enumerate(found):
             progress.update("diagnose", number, len(found), layer.name)
-            others = [node.name for node in graph.graph.node if node.name not in layer.nodes]
-            for kind, in_float in (("alone", others), ("all but", layer.nodes)):
+            for kind, in_float in (("alone", apart(graph, layer)), ("all but", layer.nodes)):
                 variants[f"{kind} {layer.name}"] = quantize(graph, ranges, pixels, shape, in_float=in_float)
         progress.finish()
         progress.note(f"measuring {len(variants)} graphs on {len(labels)} validation images")

@@ -26,6 +26,7 @@ from kdedge.validate import Known, Validation, graph_files, graphs, measure
 EMULATED_IMAGES = 2000  # a few minutes a class
 
 Write = Callable[[Precision, Collection[Place]], Iterable[ExportedFile]]
+Mend = Callable[["Court", Place], None]
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,16 @@ def judge(
     deploy: Deploy,
     write: Write,
     *,
+    repair: Mend | None = None,
     known: Known | None = None,
     progress: Quiet | None = None,
 ) -> None:
     """Judge the int8 files of an export folder on the CPU classes of `deploy`, or on this machine's when it names none.
 
     Images are uint8 [n, C, H, W], labels integer [n]; an emulated class sees the first 2,000 of them. `write` makes the files
-    of some networks in another form of int8, if they can have it. The manifest gets the verdicts, what ships on which class,
-    and all accuracies here; the forms of a network that passed nowhere are deleted, unless none passed. Raises GateError
-    when there is nothing to judge, DeviceError when this machine fails.
+    of some networks in another form of int8, if they can have it; `repair` may add others for one that passed in none. The
+    manifest gets the verdicts, what ships on which class, and all accuracies here; the forms of a network that passed nowhere
+    are deleted, unless none passed. Raises GateError when there is nothing to judge, DeviceError when this machine fails.
     """
     known = Known() if known is None else known
     court = Court(export, manifest, images, labels, deploy, known, progress or Quiet())
@@ -110,6 +112,9 @@ def judge(
             if cpu_class == court.here:
                 raise
             manifest.gates += [_not_judged(place, cpu_class, limit, f"not validated: {error}") for place in left]
+    if repair is not None:
+        for place in dict.fromkeys(verdict.place for verdict in manifest.refused):
+            repair(court, place)
     _keep_what_ships(export, manifest)
     manifest.accuracy = court.said_on("cpu", *get_args(Precision)).rows
 
@@ -194,7 +199,7 @@ def _keep_what_ships(export: Path, manifest: Manifest) -> None:
         place, paths = (graph.network, graph.role), [file.path for file in graph_files(graph)]
         for cpu_class in passed.get((place, graph.precision), ()):
             manifest.ships.setdefault(cpu_class, []).extend(paths)
-        failed = graph.precision in FORMS and (place, graph.precision) not in passed
+        failed = graph.precision != "fp32" and (place, graph.precision) not in passed
         if failed and (place in helped or graph.precision != "int8"):
             manifest.files = [file for file in manifest.files if file.path not in paths]
             for path in paths:

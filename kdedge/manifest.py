@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kdedge.data.catalog import As
 from kdedge.errors import RunError
+from kdedge.recipe_values import Calibration
 from kdedge.store import Run, inside, read_as, sha256
 
 Role = Literal["teacher", "member", "head", "merged"]
-Precision = Literal["fp32", "int8", "int8-u8u8", "int8-u8u8-tensor"]
-FORMS: tuple[Precision, ...] = get_args(Precision)[1:]  # of int8, as exporters/int8.py has them, in the order of trying
+Precision = Literal["fp32", "int8", "int8-u8u8", "int8-u8u8-tensor", "int8-repaired"]
+INT8: tuple[Precision, ...] = get_args(Precision)[1:]
+FORMS = INT8[:-1]  # that the whole of a network can have, as exporters/int8.py has them, in the order of trying
 Place = tuple[str, str]  # a network, and the role of the file that gives its logits
 
 
@@ -27,6 +29,14 @@ class TensorInfo(BaseModel):
     name: str
     dtype: str
     shape: list[int | str]
+
+
+class Repair(BaseModel):
+    """How a file in `int8-repaired` was made of one that failed its gate."""
+
+    form: Precision  # of the layers in int8
+    calibrated_by: Calibration
+    in_float: list[str]  # nodes of the float32 graph that were kept as they are
 
 
 class ExportedFile(BaseModel):
@@ -47,6 +57,7 @@ class ExportedFile(BaseModel):
     difference_to_torch: float | None = None
     agreement_with_torch: float | None = None  # of the latter: percent of images that get the same class
     float_nodes: list[str] | None = None  # of int8: nodes that onnxruntime still computes in float
+    repair: Repair | None = None  # of int8-repaired
 
 
 class ValidationRow(BaseModel):
@@ -83,6 +94,30 @@ class GateResult(BaseModel):
     def place(self) -> Place:
         """What was judged."""
         return self.network, self.role
+
+
+class Repaired(BaseModel):
+    """What holds the gate of a network since its repair, and what that costs on the machine that exported.
+
+    Times are of both, in turns, at batch 1; bytes are of all their files.
+    """
+
+    network: str
+    role: str
+    form: Precision  # of the layers in int8
+    calibrated_by: Calibration
+    # `name (operator)` of each layer, with its file's network where there are several, and the signal-to-noise ratio of
+    # the output, in dB, with this layer alone in int8; null without noise
+    in_float: dict[str, float | None]
+    layers: int  # in all
+    bytes: int
+    int8_bytes: int  # of the form `int8`, which failed
+    latency_ms_p50: float
+    int8_latency_ms_p50: float
+    latency_ratio: float  # geometric mean over rounds
+    latency_ratio_ci95: tuple[float, float] | None
+    threads: int
+    cpu_class: str
 
 
 class Recommended(BaseModel):
@@ -125,6 +160,7 @@ class Manifest(BaseModel):
     versions: dict[str, str] = {}
     accuracy: list[ValidationRow] = []
     gates: list[GateResult] = []  # the verdict on each int8 network on each CPU class, in every form that was tried
+    repaired: list[Repaired] = []  # networks that no form of int8 did for
     ships: dict[str, list[str]] = {}  # for each CPU class, the int8 files that passed on it
     recommended: list[Recommended] = []  # the latest for each CPU that it was measured on
 

@@ -17,7 +17,7 @@ from kdedge import devices
 from kdedge.data.load import load_recorded
 from kdedge.devices import emulated
 from kdedge.errors import DeviceError, RunError
-from kdedge.manifest import FORMS, ValidationRow, manifest_of
+from kdedge.manifest import INT8, ValidationRow, manifest_of
 from kdedge.progress import Quiet
 from kdedge.statistics import paired_drop
 from kdedge.store import CPU_CLASSES, Run, lock, open_run, write_json
@@ -104,7 +104,7 @@ def validate(
             else:
                 progress.note(f"{name}: int8 on {len(labels):,} test images, emulated, which takes minutes")
                 try:
-                    rows += _rows(said_on(device=name, precisions=FORMS), native)
+                    rows += _rows(said_on(device=name, precisions=INT8), native)
                 except DeviceError as error:
                     rows += _not_validated(name, str(error), native)
         report = CpuClasses(

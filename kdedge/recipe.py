@@ -25,6 +25,7 @@ from kdedge.losses.logits import KD, CrossEntropy
 from kdedge.models import catalog
 from kdedge.recipe_images import Augment, Data, Fields, Impressions, View
 from kdedge.recipe_values import (
+    Calibration,
     CpuClass,
     ModelName,
     NetworkName,
@@ -206,7 +207,7 @@ class Int8(Fields):
     """The gate of `export --int8`, and how it finds the ranges of activations."""
 
     max_drop_points: NotNegativeFloat = Field(0.5, description="percentage points of accuracy that int8 may lose")
-    calibration: Literal["minmax", "percentile", "mse"] = Field(
+    calibration: Calibration = Field(
         "minmax", description="the range that holds all values, 99.99% of them, or the one with the least squared error"
     )
 

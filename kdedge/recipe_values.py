@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag
 
@@ -53,6 +53,7 @@ MemberModels = Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=M
 OneOrMoreModels = Annotated[
     Annotated[ModelName, Tag("one")] | Annotated[MemberModels, Tag("list")], Discriminator(one_or_list)
 ]
+Calibration = Literal["minmax", "percentile", "mse"]  # how ranges are found, as exporters/calibration.py has it
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -45,7 +45,7 @@ def test_the_parameters_that_people_pass() -> None:
     assert names("distill") == [
         *("recipe", "runs", "device", "data_dir", "quick", "checkpoint_every_s", "progress"),
     ]
-    assert names("export") == ["run", "int8", "data_dir", "progress", "known"]
+    assert names("export") == ["run", "int8", "repair", "data_dir", "progress", "known"]
     assert names("bench") == ["run", "device", "threads", "data_dir", "progress", "known"]
     assert names("verify") == ["folder", "data_dir", "progress"]
 

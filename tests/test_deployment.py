@@ -102,7 +102,7 @@ def test_the_manifest_has_the_fields_that_other_tools_read(exported: tuple[Path,
         assert list(file) == [
             *("network", "role", "precision", "path", "sha256", "bytes", "parameters", "weight_bits", "opset"),
             *("inputs", "outputs"),
-            *("difference_to_torch", "agreement_with_torch", "float_nodes"),
+            *("difference_to_torch", "agreement_with_torch", "float_nodes", "repair"),
         ]
         assert (folder / file["path"]).stat().st_size == file["bytes"]
         assert sha256(folder / file["path"]) == file["sha256"]

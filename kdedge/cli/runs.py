@@ -15,27 +15,31 @@ from kdedge.errors import GateError, KdedgeError, PackageError, RunError
 @click.command()
 @RUN
 @click.option("--int8", is_flag=True, help="Write int8 files as well, and fail if they lost too much accuracy.")
+@click.option("--repair", is_flag=True, help="With --int8: keep the fewest layers in float that let int8 pass.")
 @RUNS
 @DATA_DIR
 @JSON
-def export(run: Path | None, int8: bool, runs: Path, data_dir: Path | None, as_json: bool) -> None:
+def export(run: Path | None, int8: bool, repair: bool, runs: Path, data_dir: Path | None, as_json: bool) -> None:
     """Write ONNX files of a run, check them, and measure what was written.
 
     Exits with 3 when an int8 file lost more accuracy than the recipe allows.
     """
+    if repair and not int8:
+        raise click.UsageError("--repair is of int8 files: kdedge export --int8 --repair")
     from kdedge.manifest import read_manifest
     from kdedge.progress import progress
     from kdedge.store import find_run, runs_of
 
     folder = find_run(run, runs)
     from kdedge.deployment import export, rows_to_print
+    from kdedge.repair import sentences
     from kdedge.validate import Known
 
     failed, documents, known = list[KdedgeError](), [], Known()
     for one in (found := runs_of(folder)):
         try:
             with progress() as shown:
-                manifest = export(one, int8=int8, data_dir=data_dir, progress=shown, known=known)
+                manifest = export(one, int8=int8, repair=repair, data_dir=data_dir, progress=shown, known=known)
         except KdedgeError as error:  # the other runs are exported all the same
             failed.append(error)
             if isinstance(error, GateError):
@@ -46,6 +50,7 @@ def export(run: Path | None, int8: bool, runs: Path, data_dir: Path | None, as_j
             if len(found) > 1:
                 click.echo(click.style(manifest.recipe, bold=True))
             print_table(*rows_to_print(manifest))
+            click.echo("".join(f"- {sentence}\n" for sentence in sentences(manifest)), nl=False)
     if as_json and documents:
         print_runs(documents)
     if failed:
