@@ -17,8 +17,9 @@ from kdedge.machine import chosen_device, interruptible, keep_freed_memory
 from kdedge.plan import Stage, plan
 from kdedge.progress import Quiet
 from kdedge.recipe import Recipe
-from kdedge.stages import Work, carry_out, take_over
+from kdedge.stages import carry_out
 from kdedge.variants import quick as made_quick
+from kdedge.work import Work, take_over
 
 
 def distill(

@@ -22,7 +22,7 @@ from kdedge.losses import Lesson
 from kdedge.models.network import Network
 from kdedge.recipe import Fit
 from kdedge.store import write_bytes
-from kdedge.targets import Targets, compute
+from kdedge.targets import Targets, Training, compute
 
 CHECK_EVERY_STEPS = 20  # reading a loss waits for the device, so losses are looked at this often
 VALIDATION_BATCH = 500
@@ -35,6 +35,23 @@ class Taught:
     lesson: Lesson
     source: Targets | None = None  # None: the labels, or the peers
     parts: nn.ParameterDict = field(default_factory=nn.ParameterDict)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network that trains, what it learns, and how."""
+
+    network: Network
+    taught: Sequence[Taught]
+    settings: Fit
+    seed: int  # of the order of batches and of dropout
+    frozen: Targets | None = None  # the dense vectors of its finished members, where only the head learns
+    shown: Training | None = None  # where those that train with it see what it gives
+
+    @property
+    def learning(self) -> nn.ModuleList:
+        """All that its steps change."""
+        return nn.ModuleList([self.network, *(one.parts for one in self.taught)])
 
 
 @dataclass(frozen=True)
@@ -55,98 +72,112 @@ class _State:
     """What a checkpoint holds beside weights and optimizer."""
 
     step: int = 0
-    losses: list[float] = field(default_factory=list)  # of this epoch
-    history: list[dict[str, float]] = field(default_factory=list)  # one entry an epoch
+    losses: list[float] = field(default_factory=list)  # of this epoch, in each step that of each learner
+    history: list[dict[str, float]] = field(default_factory=list)  # in each epoch an entry of each learner
     spent_s: float = 0.0  # on this epoch
 
 
 def fit(
-    network: Network,
-    taught: Sequence[Taught],
+    learners: Sequence[Learner],
     train: Samples,
     validation: Samples,
-    settings: Fit,
     *,
-    seed: int,
     checkpoint: Path,
     checkpoint_every_s: float,
     watch: Callable[[Seen], None],
     stop: Callable[[], bool],
-    frozen: Targets | None = None,
-) -> list[dict[str, float]]:
-    """Train `network` in place; returns loss, validation accuracy in percent and seconds of each epoch.
+) -> list[list[dict[str, float]]]:
+    """Train the networks of `learners` in place; returns, of each, loss, validation accuracy in percent and seconds of each
+    epoch.
 
     The objective is the weighted sum of the lessons, whose parts learn along, and that summed over the members of an
-    ensemble. With `frozen`, the dense vectors of the finished members, only the head learns. Order and views are pure
-    functions of seed, epoch and sample: a run that was killed goes on from `checkpoint` and ends in the same bytes. When
-    `stop` says so, it saves and raises KeyboardInterrupt. Raises TrainingError when a loss or a weight is not a finite
-    number.
+    ensemble and over the learners. Mostly there is one. Several take the same steps, in the batches of the first one; each
+    may learn from those before it, to which nothing flows back, so the first one ends as it would alone, byte for byte.
+
+    Order and views are pure functions of seed, epoch and sample: a run that was killed goes on from `checkpoint` and ends
+    in the same bytes. When `stop` says so, it saves and raises KeyboardInterrupt. What `watch` sees is the last learner.
+    Raises TrainingError when a loss or a weight is not a finite number.
     """
-    device = train.images.device
+    first, count, device = learners[0], len(learners), train.images.device
+    settings = first.settings
     # torch.manual_seed seeds every kind of device, and takes a third of a millisecond for it.
     seed_device = torch.cuda.manual_seed if device.type == "cuda" else torch.default_generator.manual_seed
-    learning = nn.ModuleList([network, *(one.parts for one in taught)])
-    optimizer = _optimizer(network, taught, settings)
+    learning = nn.ModuleList(part for learner in learners for part in learner.learning)
+    optimizer, paces = _optimizer(learners)
     epoch_steps = math.ceil(len(train) / settings.batch_size)
     steps = settings.epochs * epoch_steps
     state = _resume(checkpoint, learning, optimizer)
-    live = any(one.source is not None and one.source.needs_images for one in taught)  # that teacher needs all cores
+    live = any(one.source is not None and one.source.needs_images for one in first.taught)  # it needs all cores
     pending: list[Tensor] = []  # losses still on the device
     began = saved_at = time.monotonic()
     first_step = state.step
-    known: Tensor | None = None  # what frozen members give of the validation images, the same after every epoch
-    if frozen is not None:
-        known = compute(network.eval(), validation, ["dense"], lambda done, total: None).outputs["dense"][0]
+    known = [_given_by_frozen(learner, validation) for learner in learners]
 
     def show(accuracy: float | None = None) -> None:
         images = min((state.step - first_step) * settings.batch_size, settings.epochs * len(train))
-        rate = images * len(network.members) / (time.monotonic() - began)
-        loss = _mean(state.losses) if state.losses else math.nan
+        rate = images * sum(len(learner.network.members) for learner in learners) / (time.monotonic() - began)
+        loss = _mean(state.losses[count - 1 :: count]) if state.losses else math.nan
         watch(Seen(epoch + 1, settings.epochs, state.step, steps, loss, rate, accuracy))
 
     for epoch in range(state.step // epoch_steps, settings.epochs):
-        network.train()
-        if frozen is not None:
-            network.members.eval()  # they keep their batch norm as it is, and drop nothing
+        for learner in learners:
+            learner.network.train()
+            if learner.frozen is not None:
+                learner.network.members.eval()  # they keep their batch norm as it is, and drop nothing
         started = time.monotonic() - state.spent_s
-        order = batches(len(train), train.views, settings.batch_size, seed=seed, epoch=epoch, device=device)
-        with nullcontext() if live or frozen is not None else network.side_by_side():
+        order = batches(len(train), train.views, settings.batch_size, seed=first.seed, epoch=epoch, device=device)
+        with nullcontext() if live or first.frozen is not None else first.network.side_by_side():
             for batch in order[state.step % epoch_steps :]:
-                seed_device(stable_seed(seed, "step", state.step))  # for dropout
-                for group in optimizer.param_groups:
-                    group["lr"] = lr_at(settings, state.step, steps) * group["factor"]
-                given = not_dropped(taught, stable_seed(seed, "drop", state.step))
-                loss = objective(network, given, train, batch, frozen)
+                for group, pace in zip(optimizer.param_groups, paces, strict=True):
+                    group["lr"] = lr_at(pace, state.step, steps) * group["factor"]
+                losses = torch.stack([_loss(learner, train, batch, state.step, seed_device) for learner in learners])
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                losses.sum().backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 state.step += 1
-                pending.append(loss.detach())
+                pending.append(losses.detach())
                 stopping = stop()
                 if len(pending) == CHECK_EVERY_STEPS or state.step % epoch_steps == 0 or stopping:
-                    _read(pending, state, settings, steps, checkpoint)
+                    _read(pending, state, learners, steps, checkpoint)
                     show()
                     if state.step % epoch_steps and (stopping or time.monotonic() - saved_at > checkpoint_every_s):
-                        _check_weights(learning, state, settings, steps, checkpoint)
+                        _check_weights(learners, state, steps, checkpoint)
                         state.spent_s = time.monotonic() - started
                         _save(checkpoint, learning, optimizer, state)
                         saved_at = time.monotonic()
                 if stopping and state.step % epoch_steps:
                     raise KeyboardInterrupt
-        _check_weights(learning, state, settings, steps, checkpoint)
-        reached = accuracy(network, validation, known)
-        show(reached)
-        state.history.append(
-            {"loss": _mean(state.losses), "validation_accuracy": reached, "seconds": time.monotonic() - started}
-        )
+        _check_weights(learners, state, steps, checkpoint)
+        reached = [accuracy(one.network, validation, dense) for one, dense in zip(learners, known, strict=True)]
+        show(reached[-1])
+        seconds = time.monotonic() - started
+        state.history += [
+            {"loss": _mean(state.losses[number::count]), "validation_accuracy": percent, "seconds": seconds}
+            for number, percent in enumerate(reached)
+        ]
         state.losses, state.spent_s = [], 0.0
         if state.step < steps and (stop() or time.monotonic() - saved_at > checkpoint_every_s):
             _save(checkpoint, learning, optimizer, state)
             saved_at = time.monotonic()
             if stop():
                 raise KeyboardInterrupt
-    network.eval()
-    return state.history
+    for learner in learners:
+        learner.network.eval()
+    return [state.history[number::count] for number in range(count)]
+
+
+def _loss(learner: Learner, data: Samples, batch: Batch, step: int, seed_device: Callable[[int], object]) -> Tensor:
+    """The objective of one learner in one step, a scalar."""
+    seed_device(stable_seed(learner.seed, "step", step))  # for dropout
+    given = not_dropped(learner.taught, stable_seed(learner.seed, "drop", step))
+    return objective(learner.network, given, data, batch, learner.frozen, learner.shown)
+
+
+def _given_by_frozen(learner: Learner, data: Samples) -> Tensor | None:
+    """The dense vectors of frozen members, float32 [N, width], which are the same after every epoch."""
+    if learner.frozen is None:
+        return None
+    return compute(learner.network.eval(), data, ["dense"], lambda done, total: None).outputs["dense"][0]
 
 
 def not_dropped(taught: Sequence[Taught], seed: int) -> Sequence[Taught]:
@@ -168,13 +199,18 @@ def not_dropped(taught: Sequence[Taught], seed: int) -> Sequence[Taught]:
 
 
 def objective(
-    network: Network, taught: Sequence[Taught], data: Samples, batch: Batch, frozen: Targets | None = None
+    network: Network,
+    taught: Sequence[Taught],
+    data: Samples,
+    batch: Batch,
+    frozen: Targets | None = None,
+    shown: Training | None = None,
 ) -> Tensor:
     """Weighted sum of the lessons on one batch, a scalar. A live teacher runs once, for all siblings and lessons
     (once more for what another network leaves over of it).
 
     It is summed over the members of an ensemble, so each gets the gradient that it would get alone; its peers are what
-    the others give on this batch.
+    the others give on this batch. What it gives is left in `shown`.
     """
     sources = {id(one.source): one.source for one in taught if one.source is not None}
     labels = data.labels[batch.samples]
@@ -189,12 +225,15 @@ def objective(
             seen = {"dense": frozen(batch, images)["dense"]}
         else:
             assert images is not None
-            seen = network.outputs(images, {one.lesson.output for one in taught if one.lesson.what == "features"})
+            layers = {one.lesson.output for one in taught if one.lesson.what == "features"}
+            seen = network.outputs(images, layers.union(shown.layers if shown else ()))
         learners = network.learners(seen.pop("dense"))
         outputs = {name: [maps.float()] for name, maps in seen.items()}
         outputs["dense"] = [own.float() for own, _ in learners]
-        if any(one.lesson.what == "logits" for one in taught):
+        if shown is not None or any(one.lesson.what == "logits" for one in taught):
             outputs["logits"] = [head(own).float() for own, head in learners]
+    if shown is not None:
+        shown.show(outputs)
     total = labels.new_zeros((), dtype=torch.float32)
     for one in taught:
         lesson, given = one.lesson, outputs[one.lesson.output]
@@ -223,22 +262,6 @@ def accuracy(network: Network, data: Samples, dense: Tensor | None = None) -> fl
     return 100 * right.item() / len(data)
 
 
-def member_losses(network: Network, teachers: Sequence[tuple[Lesson, Network]], data: Samples) -> list[float]:
-    """Loss of each member's own chunk of the dense vector on `data`, as it is (Malik et al. 2021, Tables 1 and 4)."""
-
-    def chunks(of: Network) -> tuple[Tensor, ...]:
-        made = compute(of, data, ["dense"], progress=lambda done, total: None)
-        return made.outputs["dense"][0].chunk(len(network.members), 1)
-
-    learned = chunks(network)
-    given = {id(teacher): chunks(teacher) for _, teacher in teachers}
-    losses = [
-        sum(lesson.weight * lesson(learned[n], given[id(teacher)][n], data.labels) for lesson, teacher in teachers)
-        for n in range(len(network.members))
-    ]
-    return [float(loss) for loss in losses]
-
-
 def lr_at(settings: Fit, step: int, steps: int) -> float:
     """Learning rate of step 0 <= step < steps: a linear warm-up, then constant or half a cosine down to zero."""
     warm = settings.warmup * steps
@@ -249,42 +272,47 @@ def lr_at(settings: Fit, step: int, steps: int) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 
-def _optimizer(network: Network, taught: Sequence[Taught], settings: Fit) -> torch.optim.Optimizer:
-    """Over all weights, and the lessons' parts; those that no lesson reaches (frozen members, a head without logits) get
-    no gradient, and an optimizer of torch's leaves such weights as they are, without decay."""
-    parameters: list[dict[str, Any]] = [{"params": list(network.parameters()), "factor": 1.0}]
-    parameters += [{"params": list(one.parts.values()), "factor": one.lesson.parts_lr} for one in taught if one.parts]
+def _optimizer(learners: Sequence[Learner]) -> tuple[torch.optim.Optimizer, list[Fit]]:
+    """Over all weights, and the lessons' parts, with whose settings each group of them learns. Those that no lesson reaches
+    (frozen members, a head without logits) get no gradient, and an optimizer of torch's leaves such weights as they are,
+    without decay."""
+    groups: list[dict[str, Any]] = []
+    paces: list[Fit] = []
+    for learner in learners:
+        own: list[dict[str, Any]] = [{"params": list(learner.network.parameters()), "factor": 1.0}]
+        parts = [(list(one.parts.values()), one.lesson.parts_lr) for one in learner.taught if one.parts]
+        own += [{"params": values, "factor": factor} for values, factor in parts]
+        how: dict[str, Any] = {"weight_decay": learner.settings.weight_decay}
+        if learner.settings.optimizer == "sgd":
+            how |= {"momentum": learner.settings.momentum, "nesterov": learner.settings.momentum > 0}
+        groups += [group | how for group in own]
+        paces += [learner.settings] * len(own)
+    settings = learners[0].settings  # its optimizer is that of all
     if settings.optimizer == "sgd":
-        nesterov = settings.momentum > 0
-        return torch.optim.SGD(
-            parameters,
-            settings.lr,
-            settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=nesterov,
-            fused=True,
-        )
-    return torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay, fused=True)
+        return torch.optim.SGD(groups, settings.lr, fused=True), paces
+    return torch.optim.AdamW(groups, settings.lr, fused=True), paces
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _read(pending: list[Tensor], state: _State, settings: Fit, steps: int, checkpoint: Path) -> None:
+def _read(pending: list[Tensor], state: _State, learners: Sequence[Learner], steps: int, checkpoint: Path) -> None:
     """Move the pending losses into the state. Raises TrainingError at the first that is not a number."""
-    values = torch.stack(pending).tolist()
-    for step, value in enumerate(values, state.step - len(values)):
-        if not math.isfinite(value):
-            raise _diverged(f"The loss became {value}", step, settings, steps, checkpoint)
-    state.losses += values
+    rows = torch.stack(pending).tolist()
+    for step, row in enumerate(rows, state.step - len(rows)):
+        for learner, value in zip(learners, row, strict=True):
+            if not math.isfinite(value):
+                raise _diverged(f"The loss became {value}", step, learner.settings, steps, checkpoint)
+        state.losses += row
     pending.clear()
 
 
-def _check_weights(learning: nn.Module, state: _State, settings: Fit, steps: int, checkpoint: Path) -> None:
+def _check_weights(learners: Sequence[Learner], state: _State, steps: int, checkpoint: Path) -> None:
     """A finite loss may still end in weights that are not; those are neither kept nor called finished."""
-    if not all(tensor.isfinite().all() for tensor in learning.state_dict().values()):
-        raise _diverged("A weight became infinite or nan", state.step - 1, settings, steps, checkpoint)
+    for learner in learners:
+        if not all(tensor.isfinite().all() for tensor in learner.learning.state_dict().values()):
+            raise _diverged("A weight became infinite or nan", state.step - 1, learner.settings, steps, checkpoint)
 
 
 def _diverged(what: str, step: int, settings: Fit, steps: int, checkpoint: Path) -> TrainingError:

@@ -6,8 +6,8 @@ they are many the live network runs once a batch, for all siblings together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -51,12 +51,32 @@ class Live:
             return {**outputs, "logits": self.network.head(outputs["dense"])}
 
 
+@dataclass
+class Training:
+    """Outputs of a network that trains in the same steps: what it gave this batch, before it learned from it."""
+
+    layers: Collection[str] = ()  # of which it gives the maps too
+    given: dict[str, Tensor] = field(default_factory=dict)
+    needs_images = False
+
+    def show(self, outputs: Mapping[str, Sequence[Tensor]]) -> None:
+        """Take what a network, or each member of an ensemble, gave; an ensemble's logits are their mean. No gradient flows
+        back to it."""
+        self.given = {name: given[0].detach() for name, given in outputs.items() if name in self.layers}
+        self.given["dense"] = torch.cat([own.detach() for own in outputs["dense"]], 1)
+        self.given["logits"] = torch.stack([own.detach() for own in outputs["logits"]]).mean(0)
+
+    def __call__(self, batch: Batch, images: Tensor | None) -> dict[str, Tensor]:
+        """Those outputs; batch and images are those that it was shown."""
+        return self.given
+
+
 @dataclass(frozen=True)
 class Rest:
     """What a network leaves over of another one's dense vector: theirs less its own."""
 
-    whole: Cached | Live
-    known: Cached | Live
+    whole: Cached | Live | Training
+    known: Cached | Live | Training
 
     @property
     def needs_images(self) -> bool:
@@ -68,7 +88,7 @@ class Rest:
         return {"dense": self.whole(batch, images)["dense"] - self.known(batch, images)["dense"]}
 
 
-Targets = Cached | Live | Rest
+Targets = Cached | Live | Training | Rest
 
 
 def targets(

@@ -29,6 +29,8 @@ LEVELS = [
     {
         "distillation",
         "stages",
+        "learners",
+        "work",
         "deployment",
         "pieces",
         "repair",

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from kdedge.data.batches import Batch, Samples, Views, batches, normalise
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError, TrainingError
-from kdedge.fit import Seen, Taught, accuracy, fit, lr_at, member_losses, not_dropped, objective
+from kdedge.fit import Learner, Seen, Taught, accuracy, fit, lr_at, not_dropped, objective
+from kdedge.learners import member_losses
 from kdedge.losses.adversarial import Adversarial
 from kdedge.losses.dense import MSE
 from kdedge.losses.features import Attention
@@ -94,18 +95,26 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     frozen: Targets | None = None,
 ) -> list[dict[str, float]]:
+    (history,) = train_together([Learner(trained, taught, settings, SEED, frozen)], folder, data, every_s, watch, stop)
+    return history
+
+
+def train_together(
+    learners: list[Learner],
+    folder: Path,
+    data: Samples | None = None,
+    every_s: float = math.inf,
+    watch: Callable[[Seen], None] = lambda seen: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[list[dict[str, float]]]:
     return fit(
-        trained,
-        taught,
+        learners,
         data or images(),
         images(50, seed=1),
-        settings,
-        seed=SEED,
         checkpoint=folder / "checkpoint",
         checkpoint_every_s=every_s,
         watch=watch,
         stop=stop,
-        frozen=frozen,
     )
 
 

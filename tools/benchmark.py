@@ -47,7 +47,7 @@ from kdedge.data.batches import Samples, Views, normalise, pixel_scale
 from kdedge.data.catalog import DATASETS
 from kdedge.data.load import Dataset, load
 from kdedge.devices.runner import device
-from kdedge.fit import Taught, fit
+from kdedge.fit import Learner, Taught, fit
 from kdedge.losses.dense import MSE
 from kdedge.machine import keep_freed_memory
 from kdedge.models.layers import ReLUMaxPool
@@ -132,12 +132,9 @@ def _our_loop(folder: Path, batch_size: int) -> Epoch:
 
     def epoch(number: int) -> int:
         fit(
-            students,
-            [Taught(MSE(source="teacher"), cached)],
+            [Learner(students, [Taught(MSE(source="teacher"), cached)], settings, number)],
             samples,
             few,
-            settings,
-            seed=number,
             checkpoint=folder / "checkpoint",
             checkpoint_every_s=1e9,
             watch=lambda seen: None,
