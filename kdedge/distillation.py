@@ -56,13 +56,16 @@ def distill(
             for part in (cut.train, cut.validation)
         )
         work = Work(Path(runs), run, recipe, stages, train, validation, checkpoint_every_s, progress, stop)
+        done: list[Stage] = []
         for stage in stages:
+            if stage in done:
+                continue  # it came out of the fit of the network that it trains with
             if (run.path / stage.folder).is_dir():
                 progress.note(f"{stage.name}: finished before")
             elif found := take_over(work, stage.folder):
                 progress.note(f"{stage.name}: taken over from {found}")
             else:
-                carry_out(work, stage)
+                done += carry_out(work, stage)
             if stop():  # not every stage looks; the last one must not hide it from whoever goes on to the next run
                 raise Interrupted(f"Stopped after '{stage.name}'. Run the same command again to go on from there.")
     return run

@@ -158,6 +158,7 @@ def describe(recipes: Sequence[Recipe], runs: Path, data_dir: Path | None) -> li
                     "kind": stage.kind,
                     "network": stage.network,
                     "parents": list(stage.parents),
+                    "trains_with": recipe.networks[stage.network].fit.partner if stage.kind == "fit" else None,
                     "key": stage.key if fingerprint else None,
                     "finished": finished,
                     "taken_over_from": str(others[0]) if others else None,
@@ -178,8 +179,11 @@ def rows_to_print(document: dict[str, Any]) -> list[list[str]]:
             state = f"taken over from {stage['taken_over_from']}"
         elif stage["shared_with"]:
             state = f"shared with {stage['shared_with']}"
-        after = f"after {', '.join(stage['parents'])}" if stage["parents"] else ""
-        rows.append([stage["name"], (stage["key"] or "-")[:12], state, after])
+        partner = f"fit {stage['trains_with']}"
+        others = [parent for parent in stage["parents"] if parent != partner]
+        when = [f"with {partner}"] if stage["trains_with"] else []
+        when += [f"after {', '.join(others)}"] if others else []
+        rows.append([stage["name"], (stage["key"] or "-")[:12], state, ", ".join(when)])
     return rows
 
 

@@ -36,6 +36,7 @@ from kdedge.recipe_values import (
     Seed,
     Slug,
 )
+from kdedge.rules import together
 from kdedge.rules.merge import split_name
 from kdedge.rules.recipe import MAX_MEMBERS
 
@@ -48,15 +49,21 @@ else:  # for pydantic: the class that `loss` names
 class Fit(Fields):
     """How a network is trained."""
 
-    epochs: int = Field(10, ge=1, le=100_000)
-    batch_size: int = Field(128, ge=1, le=65_536)
-    optimizer: Literal["adam", "sgd"] = "adam"
+    epochs: int = Field(together.EPOCHS, ge=1, le=100_000)
+    batch_size: int = Field(together.BATCH_SIZE, ge=1, le=65_536)
+    optimizer: Literal["adam", "sgd"] = together.OPTIMIZER
     lr: PositiveFloat = 1e-3
     momentum: float = Field(0.9, ge=0, le=1, description="of sgd only")
     weight_decay: NotNegativeFloat = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: float = Field(0.0, ge=0, le=0.9, description="fraction of the steps over which lr rises from 0")
     augment: Augment = Augment()
+    partner: str | None = Field(
+        None,
+        alias="with",
+        description="the network that takes the same steps; lessons from it are what it knows by then",
+        examples=["teacher"],
+    )
 
     @field_validator("momentum")
     @classmethod
@@ -68,7 +75,9 @@ class Fit(Fields):
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
-        return {key: value for key, value in fields.items() if key != "momentum" or self.optimizer == "sgd"}
+        unused = {"momentum"} if self.optimizer != "sgd" else set()
+        unused |= {"partner", "with"} if self.partner is None else set()
+        return {key: value for key, value in fields.items() if key not in unused}
 
 
 class Head(Fields):

@@ -17,70 +17,116 @@ from kdedge.learners import learner, losses_of_members
 from kdedge.models.network import Network, count_parameters, merged
 from kdedge.plan import Stage
 from kdedge.rules.merge import split_name
+from kdedge.targets import Training
 from kdedge.work import Work
 
 # What a stage leaves: how to write its files into a folder, which gives their hashes; and what else its record says.
 Made = tuple[Callable[[Path], dict[str, str]], dict[str, Any]]
 
 
-def carry_out(work: Work, stage: Stage) -> None:
-    """Do one stage and commit it: its folder appears whole, and only then does its checkpoint go."""
+def carry_out(work: Work, stage: Stage) -> list[Stage]:
+    """Do one stage, with those that come out of the same fit, and commit them; returns them.
+
+    The folder of each appears whole, and only then does their checkpoint go.
+    """
     began = time.monotonic()
-    checkpoint = work.run.path / f"{stage.folder}.checkpoint"
+    together = _of_one_fit(work, stage)
+    title = " + ".join([together[0].name, *(other.network for other in together[1:])])
+    checkpoint = _checkpoint(work, together[-1])
     scratch = work.run.path / f"{stage.folder}.dense"  # the frozen members' outputs, of use to this stage alone
     try:
         if stage.kind == "synthesize":
-            write, known = _synthesized(work, stage, checkpoint)
+            made = [_synthesized(work, stage, checkpoint)]
         elif stage.kind == "merge":
-            write, known = _merged(work, stage)
+            made = [_merged(work, stage)]
         else:
-            write, known = _trained(work, stage, checkpoint, scratch)
+            made = _trained(work, together, title, checkpoint, scratch)
     except KeyboardInterrupt:
         kept = [other.name for other in work.stages if (work.run.path / other.folder).is_dir()]
-        kept += [f"'{stage.name}' up to its last checkpoint"] if checkpoint.is_file() else []
+        kept += [f"'{title}' up to its last checkpoint"] if checkpoint.is_file() else []
         raise Interrupted(
-            f"Stopped in '{stage.name}'. Kept in {work.run.path}: {', '.join(kept) or 'nothing yet'}. "
+            f"Stopped in '{title}'. Kept in {work.run.path}: {', '.join(kept) or 'nothing yet'}. "
             "Run the same command again to go on from there."
         ) from None
     finally:
         work.progress.finish()
+    for one, (write, known) in zip(together, made, strict=True):
+        if not (work.run.path / one.folder).is_dir():  # as that of a network that was trained once more
+            _commit(work, one, write, {"seconds": round(time.monotonic() - began, 1), **known})
+    checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return together
+
+
+def _of_one_fit(work: Work, stage: Stage) -> list[Stage]:
+    """The stages that take the same steps as this one, each before those that learn from it; mostly it alone.
+
+    Who trains with another network learns from its way, which is gone when that one is finished: then it goes it once
+    more. Otherwise one fit gives both, unless one of them waits for something else, or was begun alone.
+    """
+    if stage.kind != "fit":
+        return [stage]
+    fits = {other.network: other for other in work.stages if other.kind == "fit"}
+    partner = {name: work.recipe.networks[name].fit.partner for name in fits}
+    if (its := partner[stage.network]) is not None:
+        return [fits[its], stage]
+    if _checkpoint(work, stage).is_file():
+        return [stage]
+    for other in fits.values():
+        ready = all(work.has(one) for one in work.stages if one.name in other.parents and one != stage)
+        if partner[other.network] == stage.network and ready and not work.has(other):
+            return [stage, other]
+    return [stage]
+
+
+def _checkpoint(work: Work, stage: Stage) -> Path:
+    return work.run.path / f"{stage.folder}.checkpoint"
+
+
+def _commit(work: Work, stage: Stage, write: Callable[[Path], dict[str, str]], known: dict[str, Any]) -> None:
     with store.new_folder(work.run.path / stage.folder) as folder:
         record = {
             "name": stage.name,
             "key": stage.key,
             "parents": list(stage.parents),
             **write(folder),
-            "seconds": round(time.monotonic() - began, 1),
-            **known,  # what was trained or synthesized knows better: others may have begun it, before a stop
+            **known,  # what was trained or synthesized knows its seconds better: others may have begun it, before a stop
             "device": str(work.train.images.device),
             "versions": work.run.versions,
         }
         store.write_json(folder / "stage.json", record)
-    checkpoint.unlink(missing_ok=True)
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _trained(work: Work, stage: Stage, checkpoint: Path, scratch: Path) -> Made:
-    """A network, a group or a head, trained."""
+def _trained(work: Work, stages: list[Stage], title: str, checkpoint: Path, scratch: Path) -> list[Made]:
+    """A network, a group or a head, trained; of several stages, in the same steps."""
 
     def watch(seen: Seen) -> None:
         reached = "" if seen.validation_accuracy is None else f" val {seen.validation_accuracy:.2f}%"
         detail = f"epoch {seen.epoch}/{seen.epochs} loss {seen.loss:.4f} {seen.images_per_s:,.0f} img/s{reached}"
-        work.progress.update(stage.name, seen.step, seen.steps, detail)
+        work.progress.update(title, seen.step, seen.steps, detail)
 
-    one, known = learner(work, stage, scratch, {})
-    (history,) = fit(
-        [one],
-        work.seen_by(stage.network),
+    lessons = work.recipe.networks[stages[-1].network].learns
+    shown = {
+        name: Training({one.target for one in lessons if one.what == "features" and name in one.networks})
+        for name in (stage.network for stage in stages[:-1])
+    }
+    learners, records = zip(*(learner(work, stage, scratch, shown) for stage in stages), strict=True)
+    histories = fit(
+        learners,
+        work.seen_by(stages[0].network),
         work.validation,
         checkpoint=checkpoint,
         checkpoint_every_s=work.checkpoint_every_s,
         watch=watch,
         stop=work.stop,
     )
-    seconds = round(sum(epoch["seconds"] for epoch in history), 1)
-    known |= {**losses_of_members(work, stage, {stage.network: one.network}), "history": history, "seconds": seconds}
-    return _network_made(one.network, known)
+    trained = {stage.network: one.network for stage, one in zip(stages, learners, strict=True)}
+    made = []
+    for stage, known, history in zip(stages, records, histories, strict=True):
+        seconds = round(sum(epoch["seconds"] for epoch in history), 1)
+        known |= {**losses_of_members(work, stage, trained), "history": history, "seconds": seconds}
+        made.append(_network_made(trained[stage.network], known))
+    return made
 
 
 def _network_made(network: Network, known: dict[str, Any]) -> Made:

@@ -51,6 +51,10 @@ class Work:
         stage = [stage for stage in self.stages if stage.network == network][-1]
         return finished_network(self.run, self.recipe, network, stage.name).to(self.train.images.device), stage
 
+    def has(self, stage: Stage) -> bool:
+        """Whether a stage is finished, or is in another run, from which it will be taken over."""
+        return (self.run.path / stage.folder).is_dir() or bool(runs_that_have(stage.folder, self.runs))
+
 
 def take_over(work: Work, relative: str) -> Path | None:
     """The same finished folder of another run, linked or copied into this one; the other's path, or None.

@@ -463,6 +463,117 @@ def test_impressions_do_not_change_when_killed(data_dir: Path, tmp_path: Path) -
     assert picture.read_bytes() == next((tmp_path / "killed").glob("tiny/stages/synthesize-*/images.png")).read_bytes()
 
 
+# A network that learns from one that is still training
+
+TOGETHER = (
+    TINY.partition("  students:")[0]
+    + """
+  apprentice:
+    model: tcn-student-8
+    learns: [{from: teacher, loss: kd, temperature: 1, alpha: 0.5}]
+    fit: {epochs: 2, batch_size: 16, lr: 3.0e-3, augment: {flip: true}, with: teacher}
+    quantize: {observe_steps: 40}
+"""
+)
+APPRENTICE = "fit apprentice"
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """The runs folder of a TOGETHER that nothing has disturbed. Not to be changed."""
+    runs = tmp_path_factory.mktemp("together")
+    assert run_alone(runs, data_dir, every_s=1e9, text=TOGETHER) == ""
+    return runs
+
+
+def test_a_teacher_and_its_apprentice_come_out_of_one_fit(finished: Path, tmp_path: Path, data_dir: Path) -> None:
+    heard = Heard()
+    run = distill(parse_recipe(TOGETHER), runs=tmp_path, data_dir=data_dir, device="cpu", progress=heard)
+    assert {stage for stage, *_ in heard.updates} == {"fit teacher + apprentice"} and heard.notes == []
+    records = [read_document(run.stage(name) / "stage.json") for name in (TEACHER, APPRENTICE)]
+    assert [record["parents"] for record in records] == [[], [TEACHER]]
+    told = heard.updates[-1][3]
+    assert f"val {records[1]['history'][-1]['validation_accuracy']:.2f}%" in told
+    assert stage_folder(finished, TEACHER).name == run.stage(TEACHER).name
+    assert sorted(path.name for path in (tmp_path / "tiny" / "stages").iterdir()) == sorted(
+        run.stage(name).name for name in (TEACHER, APPRENTICE)
+    )
+
+
+def test_the_teacher_of_an_apprentice_is_the_one_that_trains_alone(finished: Path, together: Path) -> None:
+    """To the byte, so its stage has the same key, and other recipes may take it over."""
+    one, other = (stage_folder(runs, TEACHER) for runs in (finished, together))
+    assert one.name == other.name
+    assert trained(finished)[one.name] == trained(together)[one.name]
+
+
+def test_a_finished_teacher_goes_its_way_once_more(
+    finished: Path, together: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """And so the apprentice is the same as of one fit; so it is when a kill came between the two folders."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    assert run_alone(tmp_path, data_dir, text=TOGETHER) == ""
+    folder = stage_folder(together, APPRENTICE).name
+    assert trained(tmp_path)[folder] == trained(together)[folder]
+    killed = shutil.copytree(together, tmp_path / "killed")
+    shutil.rmtree(killed / "tiny" / "stages" / folder)
+    assert run_alone(killed, data_dir, text=TOGETHER) == ""
+    assert trained(killed) == trained(together) and tree(killed) == tree(together)
+
+
+def test_killed_again_and_again_teacher_and_apprentice_end_in_the_same_bytes(
+    together: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Before the ranges of the apprentice stay, in the 40th of 68 steps, and after it."""
+    for starts in range(1, 20):
+        if (said := run_alone(tmp_path, data_dir, heard=Heard(at=3), text=TOGETHER)) is not None:
+            break
+        (checkpoint,) = (tmp_path / "tiny" / "stages").glob("*.checkpoint")
+        assert checkpoint.name.startswith("fit-apprentice")
+    assert said == "" and starts > 3
+    assert trained(tmp_path) == trained(together)
+    assert tree(tmp_path) == tree(together)
+
+
+def test_a_teacher_that_was_begun_alone_ends_alone(together: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Else its checkpoint would be of no use, and stay for ever."""
+    assert run_alone(tmp_path, data_dir, heard=Heard(at=3)) is None
+    (checkpoint,) = (tmp_path / "tiny" / "stages").glob("*.checkpoint")
+    assert checkpoint.name.startswith("fit-teacher")
+    assert run_alone(tmp_path, data_dir, text=TOGETHER) == ""
+    assert trained(tmp_path) == trained(together)
+    assert not checkpoint.exists()
+
+
+def test_an_apprentice_that_waits_for_another_network_repeats_its_teacher(
+    together: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    text = TOGETHER + "  other: {model: mlp-32, learns: [{from: teacher, loss: kd}], fit: {epochs: 1}}\n"
+    text = text.replace("alpha: 0.5}]", "alpha: 0.5}, {from: other, loss: kd}]")
+    heard = Heard()
+    run = distill(parse_recipe(text), runs=tmp_path, data_dir=data_dir, device="cpu", progress=heard)
+    fits = list(dict.fromkeys(stage for stage, *_ in heard.updates if stage.startswith("fit")))
+    assert fits == [TEACHER, "fit other", "fit teacher + apprentice"]
+    assert [stage.name for stage in run.stages] == [TEACHER, "fit other", APPRENTICE]
+
+
+def test_a_group_learns_the_dense_vector_of_a_network_that_trains_with_it(data_dir: Path, tmp_path: Path) -> None:
+    """Each member's loss is told against the teacher as it is in the end, which has no folder yet, or has one."""
+    text = TINY.replace("networks:\n", "networks:\n  other: {model: mlp-64, fit: {epochs: 1}}\n")
+    text = text.replace(
+        "{flip: true}}\n    head: {from: teacher,", "{flip: true}, with: teacher}\n    head: {from: other,"
+    )
+    told = []
+    for stage in (None, STUDENTS):
+        if stage is not None:
+            shutil.rmtree(stage_folder(tmp_path, stage))
+        heard = Heard()
+        run = distill(parse_recipe(text), runs=tmp_path, data_dir=data_dir, device="cpu", progress=heard)
+        assert "fit teacher + students" in {name for name, *_ in heard.updates}
+        told.append(read_document(run.stage(STUDENTS) / "stage.json")["member_losses"])
+    assert len(told[0]) == 2 and told[0] == pytest.approx(told[1])
+
+
 # Kill -9, and run again
 
 

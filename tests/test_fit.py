@@ -24,6 +24,7 @@ from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError, TrainingError
 from kdedge.fit import Learner, Seen, Taught, accuracy, fit, lr_at, not_dropped, objective
 from kdedge.learners import member_losses
+from kdedge.losses import Lesson
 from kdedge.losses.adversarial import Adversarial
 from kdedge.losses.dense import MSE
 from kdedge.losses.features import Attention
@@ -31,7 +32,7 @@ from kdedge.losses.logits import KD, CrossEntropy
 from kdedge.models.network import Network, build, build_ensemble
 from kdedge.quantize.layers import quantized_network
 from kdedge.recipe import Fit
-from kdedge.targets import Cached, Live, Targets
+from kdedge.targets import Cached, Live, Targets, Training
 
 SEED = 5
 SAMPLES = 200  # 25 steps of 8 an epoch: a checkpoint falls into its middle, after step 20
@@ -414,6 +415,97 @@ def test_live_and_cached_teachers_teach_the_same(tmp_path: Path) -> None:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-5)
 
 
+# A network that learns from one that is still training
+
+HALF = KD.model_validate({"from": "teacher", "temperature": 1, "alpha": 0.5})
+
+
+def pair(
+    teacher: Network, student: Network, settings: Fit, student_settings: Fit | None = None, lesson: Lesson = HALF
+) -> list[Learner]:
+    """A teacher, and a student that takes the same steps; its seed is another one."""
+    shown = Training()
+    return [
+        Learner(teacher, LABELS, settings, SEED, shown=shown),
+        Learner(student, [Taught(lesson, shown)], student_settings or settings, SEED + 1),
+    ]
+
+
+def linear() -> Network:
+    return Network([nn.Flatten()], nn.Linear(784, 10))
+
+
+def test_an_apprentice_learns_what_its_teacher_knows_by_then(tmp_path: Path) -> None:
+    """Scheme A of Mishra and Marr 2018 in numpy and float64, on linear networks, by plain gradient descent: of the loss
+    H(y, p_T) + 0.5 H(y, p_A) + 0.5 H(z_T, p_A), where the last term does not reach the teacher."""
+    torch.manual_seed(0)
+    settings = Fit.model_validate({"epochs": 2, "batch_size": 32, "optimizer": "sgd", "momentum": 0.0, "lr": 0.02})
+    slower, data, labels = settings.model_copy(update={"lr": 0.005, "warmup": 0.5}), images(), images().labels.numpy()
+    networks = [linear(), linear()]
+    w, b = (
+        [part.detach().double().numpy() for part in parts]
+        for parts in zip(*(one.head.parameters() for one in networks), strict=True)
+    )
+    losses = []
+    for number, batch in enumerate(order(settings)):
+        x = normalise(data.images[batch.samples], INFO).flatten(1).double().numpy()
+        y = np.eye(10)[labels[batch.samples.numpy()]]
+        p, q = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in (x @ w[n].T + b[n] for n in (0, 1)))
+        losses.append([-(target * np.log(given)).sum(1).mean() for target, given in ((y, p), ((y + p) / 2, q))])
+        for n, (pace, error) in enumerate(((settings, p - y), (slower, 0.5 * (q - y) + 0.5 * (q - p)))):
+            lr = lr_at(pace, number, 14)
+            w[n] = w[n] - lr * error.T @ x / len(x)
+            b[n] = b[n] - lr * error.mean(0)
+    histories = train_together(pair(*networks, settings, slower), tmp_path)
+    for n, trained in enumerate(networks):
+        np.testing.assert_allclose(trained.head.weight.detach().numpy(), w[n], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(trained.head.bias.detach().numpy(), b[n], rtol=1e-4, atol=1e-5)
+        expected = np.reshape(losses, (2, 7, 2)).mean(1)[:, n]
+        assert [entry["loss"] for entry in histories[n]] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_teacher_ends_as_it_would_alone_whoever_trains_with_it(tmp_path: Path, optimizer: str) -> None:
+    """Bit for bit, with dropout in both: no gradient and no random number of the student comes to it."""
+    settings = Fit.model_validate({"epochs": 2, "batch_size": 8, "optimizer": optimizer, "weight_decay": 0.01})
+    alone, together, student = with_state(), with_state(), with_state()
+    before = weights(student)
+    expected = train(alone, LABELS, settings, tmp_path)
+    other = settings.model_copy(update={"lr": 0.01, "weight_decay": 0.0, "schedule": "constant"})
+    history, _ = train_together(pair(together, student, settings, other), tmp_path)
+    assert weights(together) == weights(alone) and weights(student) not in (before, weights(alone))
+    assert [{**entry, "seconds": 0} for entry in history] == [{**entry, "seconds": 0} for entry in expected]
+
+
+def test_siblings_that_teach_while_they_train_end_as_they_would_alone(tmp_path: Path) -> None:
+    """On several threads too: they train side by side in both cases."""
+    settings, alone, together = Fit(epochs=1, batch_size=8), network("mlp-6", "mlp-6"), network("mlp-6", "mlp-6")
+    train(alone, LABELS, settings, tmp_path)
+    train_together(pair(together, network("mlp-12", seed=1), settings, lesson=MSE_LESSON), tmp_path)
+    assert weights(together) == weights(alone)
+
+
+def test_a_student_learns_maps_of_a_network_that_trains_with_it(tmp_path: Path) -> None:
+    """And what an ensemble gives is the mean of its logits."""
+    torch.manual_seed(0)
+    student, teacher = (build(["tcn-student-8"], 32, 10) for _ in range(2))
+    batch, data = Batch(torch.arange(5), torch.zeros(5, dtype=torch.int64)), images()
+    seen, shown = normalise(data.images[batch.samples], INFO), Training({"conv1"})
+    objective(teacher.eval(), LABELS, data, batch, shown=shown)
+    lesson = Attention.model_validate({"from": "teacher", "layer": "conv1", "from_layer": "conv1"})
+    found = objective(student, [Taught(lesson, shown), Taught(MSE_LESSON, shown)], data, batch)
+    found.backward()  # type: ignore[no-untyped-call]
+    expected = objective(
+        student, [Taught(lesson, Live(teacher, ("conv1",))), Taught(MSE_LESSON, Live(teacher))], data, batch
+    )
+    torch.testing.assert_close(found, expected)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+    several, shown = ensemble(3), Training()
+    objective(several, LABELS, data, batch, shown=shown)
+    torch.testing.assert_close(shown(batch, None), {"dense": several.dense(seen), "logits": several(seen)})
+
+
 # Lessons that learn themselves
 
 
@@ -542,6 +634,21 @@ def test_a_resumed_quantized_training_ends_in_the_same_bytes(tmp_path: Path, ste
     assert len(ranges(whole)) == 4 and len(set(ranges(whole).values())) == 4
 
 
+@pytest.mark.parametrize("steps", [20, 25, 40])  # while ranges are observed, at the end of an epoch, when they stay
+def test_a_resumed_pair_of_which_one_is_quantized_ends_in_the_same_bytes(tmp_path: Path, steps: int) -> None:
+    settings, seen = Fit(epochs=2, batch_size=8, lr=0.01), list[Seen]()
+    whole, killed, resumed = (pair(with_state(), rounding(), settings) for _ in range(3))
+    expected = train_together(whole, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train_together(killed, tmp_path, watch=seen.append, stop=lambda: bool(seen) and seen[-1].step >= steps)
+    found = train_together(resumed, tmp_path)
+    for one, other in zip(resumed, whole, strict=True):
+        assert weights(one.network) == weights(other.network)
+    assert (ranges(killed[1].network) == ranges(whole[1].network)) == (steps > 30)
+    told, hoped = ([[{**epoch, "seconds": 0} for epoch in one] for one in histories] for histories in (found, expected))
+    assert told == hoped and told[0] != told[1]
+
+
 def test_a_head_learns_the_range_of_what_frozen_members_give(tmp_path: Path) -> None:
     """Theirs stay as they are."""
     trained = rounding()
@@ -628,6 +735,14 @@ def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(tmp_path: Path)
     saved = torch.load(tmp_path / "checkpoint", weights_only=True)
     assert saved["step"] == 25
     assert all(tensor.isfinite().all() for tensor in saved["weights"].values())
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_of_a_pair_the_one_that_went_wrong_tells_its_learning_rate(tmp_path: Path, which: int) -> None:
+    rates = [1e30 if number == which else 1e-3 for number in range(2)]
+    settings = [Fit(epochs=2, batch_size=8, lr=lr, schedule="constant") for lr in rates]
+    with pytest.raises(TrainingError, match=r"became (nan|inf) at step 2 of 50 \(epoch 1\), learning rate 1e\+30\."):
+        train_together(pair(network("mlp-4"), network("mlp-4", seed=1), *settings, lesson=LABELS[0].lesson), tmp_path)
 
 
 def test_weights_that_are_no_numbers_are_never_finished(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from conftest import TINY
 from kdedge.data.load import load
 from kdedge.data.splits import split
 from kdedge.errors import DataError
-from kdedge.plan import describe, in_order, parameters, plan
+from kdedge.plan import describe, in_order, parameters, plan, rows_to_print
 from kdedge.recipe import Improve, Recipe
 from kdedge.recipe_reader import parse_recipe, resolved_recipe
 
@@ -196,6 +196,43 @@ def test_impressions_are_a_stage_before_the_network_that_learns_on_them() -> Non
     assert changed(keys(MADE), keys(more)) == {"synthesize students.impressions", STUDENTS}
     assert changed(keys(MADE), keys(MADE, "networks.students.fit.epochs=3")) == {STUDENTS}
     assert keys(MADE)[TEACHER] == keys()[TEACHER]
+
+
+TOGETHER = """
+name: together
+data: {name: fashion-mnist}
+networks:
+  student:
+    model: mlp-32
+    learns: [{from: teacher, loss: kd}, {from: other, loss: kd}]
+    fit: {lr: 0.01, with: teacher}
+  other: {model: mlp-10}
+  teacher: {model: tcn-student-4}
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("networks.student.fit.with=null", {"fit student"}),
+        ("networks.student.fit.lr=0.02", {"fit student"}),
+        ("networks.teacher.fit.lr=0.02", {"fit student", TEACHER}),
+    ],
+)
+def test_who_trains_with_another_network_is_keyed_by_how_that_one_trains(override: str, expected: set[str]) -> None:
+    assert changed(keys(text=TOGETHER), keys(override, text=TOGETHER)) == expected
+
+
+def test_the_plan_says_who_trains_with_whom(tmp_path: Path) -> None:
+    (document,) = describe([parse_recipe(TOGETHER)], tmp_path, tmp_path / "nowhere")
+    assert [stage["trains_with"] for stage in document["stages"]] == [None, None, "teacher"]
+    assert [row[0] + ": " + row[3] for row in rows_to_print(document)] == [
+        "fit teacher: ",
+        "fit other: ",
+        "fit student: with fit teacher, after fit other",
+    ]
+    assert "with" not in document["recipe"]["networks"]["teacher"]["fit"]
+    assert resolved_recipe(document["recipe"]) == parse_recipe(TOGETHER)
 
 
 def test_other_data_change_every_key() -> None:

@@ -233,7 +233,7 @@ bench: {threads: true, rounds: 1e3, seconds: .inf}
         "bad.yaml:10: networks.teacher.fit.optimizer: unknown optimizer 'adm'; did you mean 'adam'? "
         "Optimizers: adam, sgd",
         "bad.yaml:11: networks.teacher.fit.epoch: unknown key 'epoch'; did you mean 'epochs'? "
-        "Keys: epochs, batch_size, optimizer, lr, momentum, weight_decay, schedule, warmup, augment",
+        "Keys: epochs, batch_size, optimizer, lr, momentum, weight_decay, schedule, warmup, augment, with",
         "bad.yaml:12: networks.teacher.fit.batch_size: expected a whole number from 1 to 65,536, got '128'",
         "bad.yaml:13: networks.teacher.fit.augment.flip: expected true or false, got 'no'",
         "bad.yaml:13: networks.teacher.fit.augment.shift: expected a whole number from 0 to 8, got 9",

@@ -515,3 +515,88 @@ def test_impressions_need_a_network_that_does_not_learn_from_them() -> None:
     assert problems(text) == [
         "bad.yaml:4: networks.a.learns[0].from: networks learn from each other in a cycle: a -> b -> a"
     ]
+
+
+KD_OF_T = "learns: [{from: t, loss: kd}]"
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        (f"{KD_OF_T}, fit: {{with: u}}", "fit.with: unknown network 'u'. Networks: t, later, pair, with_t, made, few"),
+        (f"{KD_OF_T}, fit: {{with: x}}", "fit.with: 'x' cannot learn from itself"),
+        (f"{KD_OF_T}, fit: {{with: [t]}}", "fit.with: expected a value such as teacher, got a list"),
+        ("fit: {with: t}", "fit.with: nothing is learned from 't'; add a lesson from it, or remove `with`"),
+        ("learns: [{from: pair, loss: kd}], fit: {with: pair}",
+         "fit.with: 'pair' is made of members and does not train; remove `with`"),
+        ("learns: [{from: with_t, loss: kd}], fit: {with: with_t}",
+         "fit.with: 'with_t' trains with 't' itself; name a network that trains with no other"),
+        ("learns: [{from: later, loss: kd}], fit: {with: later}",
+         "fit.with: 'later' goes on after these steps (head.fine_tune_epochs), where nobody trains with it; "
+         "remove one of both"),
+        ("learns: [{from: made, loss: kd}], fit: {with: made}",
+         "fit.with: 'made' has images of its own (impressions); who trains together sees the same images"),
+        (f"{KD_OF_T}, fit: {{with: t}}, head: {{from: t}}",
+         "head.from: 't' is not finished when 'x' begins to train with it (fit.with); name another network"),
+        (f"{KD_OF_T}, fit: {{with: t}}, quantize: {{from: t}}",
+         "quantize.from: 't' is not finished when 'x' begins to train with it (fit.with); name another network"),
+        ("learns: [{from: t, loss: kd, alpha: 1}], fit: {with: t}, impressions: {from: t}",
+         "impressions: images that are not those of 't', with which 'x' trains (fit.with); remove one of both"),
+        (f"{KD_OF_T}, fit: {{with: t, epochs: 5}}",
+         "fit.epochs: expected 10, as 't' has, with which 'x' trains (fit.with), got 5"),
+        (f"{KD_OF_T}, fit: {{with: t, batch_size: 32}}",
+         "fit.batch_size: expected 128, as 't' has, with which 'x' trains (fit.with), got 32"),
+        (f"{KD_OF_T}, fit: {{with: t, optimizer: sgd}}",
+         "fit.optimizer: expected 'adam', as 't' has, with which 'x' trains (fit.with), got 'sgd'"),
+        (f"{KD_OF_T}, fit: {{with: t, augment: {{flip: true}}}}",
+         "fit.augment.flip: expected false, as 't' has, with which 'x' trains (fit.with), got true"),
+        (f"{KD_OF_T}, fit: {{with: t}}, view: {{fraction: 0.5}}",
+         "view.fraction: expected nothing, as 't' has, with which 'x' trains (fit.with), got 0.5"),
+        ("learns: [{from: few, loss: kd}], fit: {with: few}",
+         "view.per_class: expected 9, as 'few' has, with which 'x' trains (fit.with), got nothing"),
+        ("members: [t, few], merge: mean, fit: {with: t}",
+         "fit: remove it: a network that is made of `members` is not trained"),
+    ],
+)  # fmt: skip
+def test_who_trains_together_takes_the_same_steps(rest: str, message: str) -> None:
+    others = (
+        "  later: {model: tcn-teacher, head: {from: t, fine_tune_epochs: 1}}\n"
+        "  pair: {members: [t, few], merge: mean}\n"
+        f"  with_t: {{model: tcn-teacher, {KD_OF_T}, fit: {{with: t}}}}\n"
+        "  made: {model: tcn-teacher, learns: [{from: t, loss: kd, alpha: 1}], impressions: {from: t}}\n"
+        "  few: {model: tcn-teacher, view: {per_class: 9}}\n"
+    )
+    model = "" if rest.startswith("members") else "model: tcn-teacher, "
+    assert problem(f"{HEAD}{others}  x: {{{model}{rest}}}\n") == f"bad.yaml:10: networks.x.{message}"
+
+
+def test_defaults_are_the_same_steps_and_each_has_its_own_pace() -> None:
+    fit = "{with: t, epochs: 10, batch_size: 128, optimizer: adam, augment: {flip: false}, lr: 0.1, warmup: 0.5}"
+    recipe = parse_recipe(f"{HEAD}  x: {{model: kd-student, {KD_OF_T}, view: {{resize: 14}}, fit: {fit}}}\n")
+    assert recipe.networks["x"].fit.partner == "t" and recipe.networks["t"].fit.partner is None
+
+
+def test_members_that_are_improved_do_not_train_with_another_network() -> None:
+    group = "{model: tcn-student-4, count: 4, learns: [{from: t, loss: mse}], improve: {worst: 1, with: tcn-student-4x}"
+    head = "head: {from: u, fine_tune_epochs: 1}"
+    text = f"{HEAD}  u: {{model: tcn-teacher}}\n  x: {group}, {head}, fit: {{with: t}}}}\n"
+    assert problem(text) == (
+        "bad.yaml:6: networks.x.improve: fresh members would train without 't', with which 'x' trains (fit.with); "
+        "remove one of both"
+    )
+    text = f"{HEAD}  g: {group}, head: {{from: t}}}}\n  x: {{model: mlp-9, learns: [{{from: g, loss: kd}}], fit: {{with: g}}}}\n"
+    assert problem(text) == (
+        "bad.yaml:6: networks.x.fit.with: 'g' goes on after these steps (improve), where nobody trains with it; "
+        "remove one of both"
+    )
+
+
+def test_who_trains_together_learns_in_one_direction() -> None:
+    text = (
+        "name: a\ndata: {name: mnist}\nnetworks:\n"
+        "  a: {model: kd-student, learns: [{from: b, loss: kd}], fit: {with: b}}\n"
+        "  b: {model: kd-student, learns: [{from: a, loss: kd}]}\n"
+    )
+    assert problems(text) == [
+        "bad.yaml:4: networks.a.learns[0].from: networks learn from each other in a cycle: a -> b -> a"
+    ]

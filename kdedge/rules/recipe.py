@@ -15,7 +15,7 @@ from kdedge.data import catalog as datasets
 from kdedge.losses import LOSSES, OF_CHUNKS, OF_MEMBERS
 from kdedge.losses.lesson import NOT_NETWORKS
 from kdedge.models import catalog
-from kdedge.rules import data, layers, merge, quantize
+from kdedge.rules import data, layers, merge, quantize, together
 from kdedge.wording import KeyPath, unknown
 
 Finding = tuple[KeyPath, str]
@@ -40,6 +40,7 @@ class _Network:
     head_known: bool = True
     impressions: str | None = None  # the network that they are made from
     start: str | None = None  # the network whose weights it starts with, to be quantized
+    partner: str | None = None  # the network that it trains with
     minus: list[tuple[KeyPath, str]] = field(default_factory=list)  # networks whose dense vectors are subtracted
     drops: list[tuple[KeyPath, int]] = field(default_factory=list)  # how many of the networks of a lesson are dropped
     members: list[tuple[KeyPath, str]] = field(default_factory=list)  # the networks that a merged one is made of
@@ -52,6 +53,8 @@ class _Network:
         for part, source in (("head", self.head), ("impressions", self.impressions), ("quantize", self.start)):
             if source is not None:
                 yield ("networks", self.name, part, "from"), source
+        if self.partner is not None:
+            yield ("networks", self.name, "fit", "with"), self.partner
 
 
 def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Finding]:
@@ -71,6 +74,7 @@ def check(recipe: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Find
         yield from data.check(written, dataset, refused)
     yield from layers.check(written, refused)
     yield from quantize.check(written, refused)
+    yield from together.check(written, refused)
     yield from merge.check(written, refused, lambda name: _width(name, networks))
     for network in networks.values():
         yield from _peers(network)
@@ -146,6 +150,8 @@ def _network(name: str, value: dict[str, Any], refused: Collection[KeyPath]) -> 
         network.impressions = made["from"]
     if isinstance(quantized := value.get("quantize"), dict) and isinstance(quantized.get("from"), str):
         network.start = quantized["from"]
+    if isinstance(fit := value.get("fit"), dict) and isinstance(fit.get("with"), str):
+        network.partner = fit["with"]
     return network
 
 
