@@ -66,6 +66,19 @@ def test_the_dataset_is_a_setting_as_well(results: ModuleType) -> None:
     assert results.settings(path, made) == given
 
 
+def test_what_a_variant_was_given_for_itself_is_a_setting_of_that_variant(results: ModuleType) -> None:
+    path = ROOT / "recipes" / "slides_resnet.yaml"
+    few = {"networks.student.model": "resnet-1-1-1-1-s2", "networks.student.view": {"per_class": 50}}
+    given = [
+        f"variants.few={json.dumps(few)}",
+        "data.name=fashion-mnist",
+        "data.limit=2000",
+        "data.as=rgb32",
+        "reference=[]",
+    ]
+    assert results.settings(path, load_recipes(path, given)) == given
+
+
 def test_runs_that_no_settings_lead_to_are_refused(results: ModuleType) -> None:
     made = load_recipes(LIMITED)
     renamed = made[0].model_copy(update={"name": "limited/other.seed0", "variants": {"other": {}}})

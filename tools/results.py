@@ -116,7 +116,10 @@ def settings(path: Path, made: list[Recipe]) -> list[str]:
 
     Raises KdedgeError when there are none, because the recipe has changed since in what --set cannot say.
     """
-    described = load_recipes(path)
+    variants = load_recipes(path)[0].variants
+    own = {one.variant: one.variants[one.variant] for one in made if one.variant in variants}
+    arguments = [f"variants.{name}={json.dumps(own[name])}" for name in own if own[name] != variants[name]]
+    described = load_recipes(path, arguments)
     written = {one.variant: _content(one) for one in described}
     changes: dict[KeyPath, Any] = {}
     for one in made:
@@ -128,7 +131,7 @@ def settings(path: Path, made: list[Recipe]) -> list[str]:
         changes |= {("seeds",): seeds} if by_name else {("seed",): seeds[0]}
     if described[0].reference and not made[0].reference:  # the source's figures are of other images
         changes[("reference",)] = []
-    arguments = [f"{dotted(key)}={v if isinstance(v, str) else json.dumps(v)}" for key, v in changes.items()]
+    arguments += [f"{dotted(key)}={v if isinstance(v, str) else json.dumps(v)}" for key, v in changes.items()]
     try:
         again = {(one.variant, one.seed): _content(one) for one in load_recipes(path, arguments)}
     except RecipeError:
