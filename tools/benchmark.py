@@ -15,11 +15,19 @@ An "image" is one image seen by one student.
 fp32, and a student or a group in one graph, in fp32 and int8, plain and as `kdedge export` rewrites it (models/rewriting.py).
 Ratios are of p50 to the teacher's in the same round. Weights are untrained and pixels random. Trained files can differ, and why
 is open: tcn4 in int8 had 0.515 here, and 0.62 by `kdedge bench` on trained weights and test images (docs/lab-notes.md).
+Where openvino is installed, the same files are run in it as well, on one thread, its ratios being to its own time of the
+teacher's file.
+
+    python tools/benchmark.py calibrate [--images 512] [--json]
+
+`calibrate` looks for the ranges of a ResNet-50's activations on images of 224x224, random ones, by each calibrator in a process of
+its own: seconds, and the peak of its memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import statistics
@@ -28,25 +36,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import FashionMNIST
+from torchvision.models import resnet50
 
-from exporters.calibration import ranges
+from exporters.calibration import Calibration, ranges
 from exporters.float32 import PIXELS, PixelScale, from_pixels, to_graph
 from exporters.int8 import DIRECT_FILTERS, quantize
 from kdedge import devices
 from kdedge.data.batches import Samples, Views, normalise, pixel_scale
 from kdedge.data.catalog import DATASETS
 from kdedge.data.load import Dataset, load
-from kdedge.devices.runner import device
+from kdedge.devices.runner import device, peak_rss_bytes
 from kdedge.fit import Learner, Taught, fit
 from kdedge.losses.dense import MSE
 from kdedge.machine import keep_freed_memory
@@ -67,7 +78,12 @@ DEPLOYED = {  # case: recipe, and the network that stands beside its teacher
     "ta4": ("ta_hierarchical", "four"),
     "S1": ("ta_hierarchical", "one"),
 }
+OPENVINO = importlib.util.find_spec("openvino") is not None
 SAMPLES = 64  # random images, for calibration and in turn for latency
+IMAGENET = (3, 224, 224)
+SECONDS = 1.0  # for which each file is timed in each round
+
+P50s = dict[str, list[float]]  # of each file, in ms, in every round
 
 Epoch = Callable[[int], int]  # trains once over the images, with that seed; gives the number of images seen by students
 
@@ -211,23 +227,38 @@ def _plain(backbone: nn.Module) -> nn.Module:
 
 def deploy(rounds: int) -> dict[str, Any]:
     """p50 of the files of each case, and the median over rounds of their ratios to the teacher's."""
-    rows = []
+    rows, own_cpu_share = [], 1.0
     for case, (recipe, network) in DEPLOYED.items():
         with tempfile.TemporaryDirectory() as folder:
-            p50_ms, described = _deployed_ms(Path(folder), recipe, network, rounds)
-        teacher = p50_ms.pop("teacher_fp32")
-        ratios = {name: [a / b for a, b in zip(ms, teacher, strict=True)] for name, ms in p50_ms.items()}
-        row: dict[str, Any] = {"case": case, "teacher_fp32_ms_p50": round(statistics.median(teacher), 4)}
-        row |= {f"{name}_ms_p50": round(statistics.median(ms), 4) for name, ms in p50_ms.items()}
-        row |= {f"{name}_ratio": round(statistics.median(found), 3) for name, found in ratios.items()}
-        ours = ratios["merged_int8"]
-        row |= {"ratio": row["merged_int8_ratio"], "ratio_min": round(min(ours), 3), "ratio_max": round(max(ours), 3)}
+            images, paths = _write_files(Path(folder), recipe, network)
+            p50_ms, answers = _onnxruntime_ms(Path(folder), images, paths, rounds)
+            row = {"case": case, **_ratios(p50_ms)}
+            if OPENVINO:
+                row["openvino"] = _ratios(_openvino_ms(images, paths, rounds))
         rows.append(row)
-    return {"rows": rows, "rounds": rounds, "threads": 1, "batch": 1, "weights": "untrained", "device": described}
+        own_cpu_share = min(own_cpu_share, *(answer.own_cpu_share for answer in answers))
+    conditions = {"rounds": rounds, "seconds": SECONDS, "threads": 1, "batch": 1, "weights": "untrained"}
+    versions = {name: version(name) for name in ("onnxruntime", "torch", *(["openvino"] if OPENVINO else []))}
+    measured = {"own_cpu_share": round(own_cpu_share, 4), "device": answers[0].device, "versions": versions}
+    return {"rows": rows, **conditions, **measured}
 
 
-def _deployed_ms(folder: Path, recipe: str, name: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """For each file its p50 in every round, in ms, and a description of the device."""
+def _ratios(p50_ms: P50s) -> dict[str, Any]:
+    """The median p50 of each file, and how it stands to the teacher's of the same round; `ratio` is what export ships in int8."""
+    teacher = p50_ms["teacher_fp32"]
+    row = {f"{file}_ms_p50": round(statistics.median(ms), 4) for file, ms in p50_ms.items()}
+    ratios = {
+        file: [own / theirs for own, theirs in zip(ms, teacher, strict=True)]
+        for file, ms in p50_ms.items()
+        if ms is not teacher
+    }
+    row |= {f"{file}_ratio": round(statistics.median(found), 3) for file, found in ratios.items()}
+    ours = ratios["merged_int8"]
+    return row | {"ratio": row["merged_int8_ratio"], "ratio_min": round(min(ours), 3), "ratio_max": round(max(ours), 3)}
+
+
+def _write_files(folder: Path, recipe: str, name: str) -> tuple[np.ndarray, dict[str, Path]]:
+    """The files of a case, untrained, and random images for them, uint8 [SAMPLES, C, H, W]."""
     described = load_recipe(RECIPES / f"{recipe}.yaml")
     info = DATASETS[described.data.name]
     images = np.random.default_rng(0).integers(0, 256, (SAMPLES, *info.shape), np.uint8)
@@ -241,25 +272,83 @@ def _deployed_ms(folder: Path, recipe: str, name: str, rounds: int) -> tuple[dic
         "plain_int8": network,
         "merged_int8": rewritten(network, inputs[:2], DIRECT_FILTERS),
     }
-    sent: dict[str, Path] = {}
-    job: dict[str, Any] = {"task": "latency", "seconds": 1.0, "min_runs": 100, "graphs": []}
-    job["images"] = put_array(folder / "images.npy", images, sent)
+    paths = {}
     for file, module in modules.items():
         graph = to_graph(module, inputs[:2], PIXELS, "logits")
         if file.endswith("int8"):
             graph = quantize(graph, ranges(graph, np.ascontiguousarray(inputs.numpy())), pixels, info.shape)
         else:
             graph = from_pixels(graph, pixels, info.shape)
-        path = sent[f"{file}.onnx"] = folder / f"{file}.onnx"
-        path.write_bytes(graph.SerializeToString())
+        paths[file] = folder / f"{file}.onnx"
+        paths[file].write_bytes(graph.SerializeToString())
+    return images, paths
+
+
+def _onnxruntime_ms(
+    folder: Path, images: np.ndarray, paths: dict[str, Path], rounds: int
+) -> tuple[P50s, list[devices.LatencyAnswer]]:
+    """The files in ONNX Runtime, in turns in a fresh process a round, and what the runner said in each."""
+    sent = {path.name: path for path in paths.values()}
+    job: dict[str, Any] = {"task": "latency", "seconds": SECONDS, "min_runs": 100, "graphs": []}
+    job["images"] = put_array(folder / "images.npy", images, sent)
+    for file, path in paths.items():
         members = [{"path": path.name, "sha256": sha256(path)}]
         job["graphs"].append({"name": file, "members": members, "head": None, "threads": 1})
     answers = [devices.ask("cpu", job, sent, devices.LatencyAnswer) for _ in range(rounds)]
     p50_ms = {
         file: [statistics.median(answer.graphs[number].latencies_ns) / 1e6 for answer in answers]
-        for number, file in enumerate(modules)
+        for number, file in enumerate(paths)
     }
-    return p50_ms, answers[0].device
+    return p50_ms, answers
+
+
+def _openvino_ms(images: np.ndarray, paths: dict[str, Path], rounds: int) -> P50s:
+    """The files in OpenVINO, in turns in this process, each warmed up on all images in each round."""
+    import openvino
+
+    core, one_thread = openvino.Core(), {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+    inputs = [openvino.Tensor(np.ascontiguousarray(image[None])) for image in images]
+    requests = {}
+    for file, path in paths.items():
+        model = core.read_model(path)
+        model.reshape([1, *images.shape[1:]])
+        requests[file] = core.compile_model(model, "CPU", one_thread).create_infer_request()
+    p50_ms: P50s = {file: [] for file in paths}
+    for _ in range(rounds):
+        for file, request in requests.items():
+            for tensor in inputs:
+                request.infer({0: tensor}, share_outputs=True)
+            runs_ns, end = list[int](), time.perf_counter() + SECONDS
+            while time.perf_counter() < end:
+                tensor = inputs[len(runs_ns) % SAMPLES]
+                began = time.perf_counter_ns()
+                request.infer({0: tensor}, share_outputs=True)
+                runs_ns.append(time.perf_counter_ns() - began)
+            p50_ms[file].append(statistics.median(runs_ns) / 1e6)
+    return p50_ms
+
+
+def calibrate(images: int) -> dict[str, Any]:
+    """Seconds and peak memory of each calibrator on a ResNet-50 of torchvision, untrained."""
+    spawn, rows = multiprocessing.get_context("spawn"), []
+    with tempfile.TemporaryDirectory() as folder:
+        graph = to_graph(resnet50().eval(), torch.zeros(2, *IMAGENET), PIXELS, "logits")
+        (path := Path(folder) / "resnet50.onnx").write_bytes(graph.SerializeToString())
+        for method in get_args(Calibration):
+            with spawn.Pool(1) as pool:
+                seconds, peak_rss_bytes = pool.apply(_calibrated, (path, images, method))
+            row = {"calibrator": method, "seconds": round(seconds, 1), "peak_rss_bytes": peak_rss_bytes}
+            rows.append(row)
+    versions = {name: version(name) for name in ("onnxruntime", "torch", "torchvision", "numpy")}
+    return {"rows": rows, "images": images, "shape": list(IMAGENET), "device": device(), "versions": versions}
+
+
+def _calibrated(path: Path, images: int, method: Calibration) -> tuple[float, int]:
+    """Seconds that a calibrator takes, and the peak of this process's memory, in bytes, the images being a part of it."""
+    samples = np.random.default_rng(0).standard_normal((images, *IMAGENET), np.float32)
+    began = time.perf_counter()
+    ranges(onnx.load(path), samples, method)
+    return time.perf_counter() - began, peak_rss_bytes()
 
 
 def _print_train(result: dict[str, Any]) -> None:
@@ -271,26 +360,42 @@ def _print_train(result: dict[str, Any]) -> None:
 
 def _print_deploy(result: dict[str, Any]) -> None:
     forms = ["plain_fp32", "merged_fp32", "plain_int8", "merged_int8"]
-    print("       teacher_fp32  " + "  ".join(f"{form:>17}" for form in forms) + "   p50 in ms, and to the teacher's")
+    for runtime in ("onnxruntime", "openvino"):
+        if runtime not in result["versions"]:
+            continue
+        print(f"{runtime}: p50 in ms, and to the teacher's")
+        print("       teacher_fp32  " + "  ".join(f"{form:>14}" for form in forms))
+        for row in result["rows"]:
+            found = row if runtime == "onnxruntime" else row[runtime]
+            cells = [f"{found[f'{form}_ms_p50']:.3f} ({found[f'{form}_ratio']:.3f})" for form in forms]
+            print(
+                f"{row['case']:6} {found['teacher_fp32_ms_p50']:>12.3f}  " + "  ".join(f"{cell:>14}" for cell in cells)
+            )
+
+
+def _print_calibrate(result: dict[str, Any]) -> None:
+    print(f"ResNet-50, {result['images']} images of {'x'.join(map(str, result['shape']))}")
     for row in result["rows"]:
-        cells = [f"{row[f'{form}_ms_p50']:>8.3f} ({row[f'{form}_ratio']:.3f}x)" for form in forms]
-        print(f"{row['case']:6} {row['teacher_fp32_ms_p50']:>12.3f}  " + "  ".join(f"{cell:>17}" for cell in cells))
+        print(f"{row['calibrator']:12} {row['seconds']:>8.1f} s  {row['peak_rss_bytes'] / 2**30:>6.2f} GiB")
 
 
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "deploy"])
+    parser.add_argument("what", choices=["train", "deploy", "calibrate"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--batch-size", type=int, default=STUDENTS.fit.batch_size, help="of both training loops; default: the recipe's"
     )
+    parser.add_argument("--images", type=int, default=512, help="to calibrate on; default: 512")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     arguments = parser.parse_args()
     if arguments.what == "train":
         result, show = train(arguments.rounds, arguments.batch_size), _print_train
-    else:
+    elif arguments.what == "deploy":
         result, show = deploy(arguments.rounds), _print_deploy
+    else:
+        result, show = calibrate(arguments.images), _print_calibrate
     if arguments.json:
         print(json.dumps(result, indent=2))
     else:

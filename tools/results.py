@@ -3,7 +3,8 @@
     python tools/results.py table --runs DIR/RECIPE [--against VARIANT ...]    measured runs -> docs/results/RECIPE.json
     python tools/results.py print                                  docs/results/*.json -> docs/results.md, docs/results/*.md
 
-docs/results/fashion_mnist.json is a record of an earlier measurement, of one recipe at a time; nothing writes it any more.
+docs/results/deploy.json is what `python tools/benchmark.py deploy --json` prints. docs/results/fashion_mnist.json is a record of an
+earlier measurement, of one recipe at a time; nothing writes it any more.
 """
 
 from __future__ import annotations
@@ -28,6 +29,13 @@ from kdedge.wording import KeyPath, dotted
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "fashion_mnist.json"
 PAGE = ROOT / "docs" / "results.md"
+DEPLOY = RESULTS.with_name("deploy.json")
+FORMS = {  # of a group in one file
+    "plain_fp32": "fp32, a branch a member",
+    "merged_fp32": "fp32, as exported",
+    "plain_int8": "int8, a branch a member",
+    "merged_int8": "int8, as exported",
+}
 Document = dict[str, Any]
 
 
@@ -208,6 +216,38 @@ def table_page(results: Document) -> str:
     return "\n".join([*lines, "", *(f"- {sentence}" for sentence in results["sentences"])]) + "\n"
 
 
+def deploy_page(results: Document) -> str:
+    """docs/results/deploy.md, whole."""
+    device, versions = results["device"], results["versions"]
+    lines = [
+        "# Latency of small networks beside their teachers",
+        "",
+        "Written by `python tools/results.py print` from [deploy.json](deploy.json), which `python tools/benchmark.py deploy --json` made:",
+        f"p50 at batch {results['batch']} on {results['threads']} thread, median of {results['rounds']} rounds of {results['seconds']:g} s a file, and in "
+        "brackets its ratio to the teacher's",
+        "in float32 in the same round. Files take turns in one process. Weights are untrained. A student alone has one branch.",
+        "",
+        f"Machine: {device['cpu']}, {device['cores']} cores, CPU class {device['cpu_class']}; the runner had at least "
+        f"{100 * results['own_cpu_share']:.0f}% of its core. "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + ".",
+    ]
+    for runtime in (name for name in ("onnxruntime", "openvino") if name in versions):
+        lines += [
+            "",
+            f"## In {runtime}",
+            "",
+            f"| case | teacher fp32 ms | {' | '.join(f'{form}, ms' for form in FORMS.values())} | int8 over teacher |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in results["rows"]:
+            found = row if runtime == "onnxruntime" else row[runtime]
+            cells = [f"{found[f'{form}_ms_p50']:.3f} ({found[f'{form}_ratio']:.3f})" for form in FORMS]
+            spread = f"**{found['ratio']:.3f}** ({found['ratio_min']:.3f} to {found['ratio_max']:.3f})"
+            lines.append(f"| {row['case']} | {found['teacher_fp32_ms_p50']:.3f} | {' | '.join(cells)} | {spread} |")
+    return "\n".join(lines) + "\n"
+
+
 def _each(option: str, values: Iterable[str]) -> list[str]:
     return [word for value in values for word in (option, value)]
 
@@ -239,15 +279,15 @@ def main() -> None:
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     else:
         PAGE.write_text(page(_read(RESULTS)), encoding="utf-8")
+        DEPLOY.with_suffix(".md").write_text(deploy_page(_read(DEPLOY)), encoding="utf-8")
         for path in tables():
             path.with_suffix(".md").write_text(table_page(_read(path)), encoding="utf-8")
 
 
 def tables() -> list[Path]:
     """The JSON files of recipes with variants."""
-    return [
-        path for path in sorted(RESULTS.parent.glob("*.json")) if path.name not in (RESULTS.name, "cpu_classes.json")
-    ]
+    others = (RESULTS.name, DEPLOY.name, "cpu_classes.json")
+    return [path for path in sorted(RESULTS.parent.glob("*.json")) if path.name not in others]
 
 
 if __name__ == "__main__":
