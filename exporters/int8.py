@@ -23,9 +23,6 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_static, sa
 from exporters.calibration import Ranges
 from exporters.float32 import ExportError, PixelScale, from_pixels
 
-# onnxruntime computes an int8 convolution of so many filters or more without a copy of the image's patches, but not in groups.
-DIRECT_FILTERS = 16
-
 
 @dataclass(frozen=True)
 class Form:

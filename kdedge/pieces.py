@@ -5,11 +5,10 @@ A piece is one module that becomes one file a precision. It knows its graph, and
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -18,14 +17,13 @@ from torch import Tensor, nn
 
 from exporters.calibration import Calibration, Ranges, ranges
 from exporters.float32 import PIXELS, PixelScale, to_graph, with_weights
-from exporters.int8 import DIRECT_FILTERS
 from kdedge.data.batches import normalise, pixel_scale
 from kdedge.data.catalog import DatasetInfo
 from kdedge.data.load import Dataset
 from kdedge.errors import RunError
 from kdedge.manifest import Place, Precision, Role
 from kdedge.models.network import Network
-from kdedge.models.rewriting import rewritten
+from kdedge.models.rewriting import for_float32, for_int8, rewritten
 from kdedge.networks import finished_network
 from kdedge.plan import in_order
 from kdedge.quantize.layers import in_float, rounded
@@ -57,7 +55,7 @@ class Piece:
     gives: str  # "dense" or "logits"
     calibrate: Network | None = None  # of a head: the network whose dense vectors it takes, instead of images
     bits: int | None = None  # of weights that were trained quantized
-    traced: dict[float, onnx.ModelProto] = field(default_factory=dict)  # shared by members with equal layers
+    traced: dict[str, onnx.ModelProto] = field(default_factory=dict)  # shared by members with equal layers
     found: dict[Calibration, tuple[onnx.ModelProto, Ranges]] = field(default_factory=dict)
 
     @property
@@ -73,21 +71,19 @@ class Piece:
     def in_float(self) -> nn.Module:
         return self.module if self.bits is None else in_float(rounded(self.module))
 
-    def graph(self, example: Tensor, apart_from: float = math.inf) -> onnx.ModelProto:
-        """Its graph in float, of a network in fewer and larger layers, but those of siblings of so many filters or more.
+    def graph(self, example: Tensor, to_be: Literal["fp32", "int8"] = "fp32") -> onnx.ModelProto:
+        """Its graph in float, of a network rewritten into the layers that are fast in what it is to be.
 
         Members and heads stay as they are, and so does what was trained quantized: each of its layers has scales of its own.
         """
-        module = self.in_float
+        module, key = self.in_float, "fp32"
         if self.bits is None and isinstance(module, Network):
-            apart_from = apart_from if len(module.members) > 1 else math.inf  # which is the same, traced once
-            module = rewritten(module, example, apart_from)
-        else:
-            apart_from = math.inf
-        if apart_from in self.traced:
-            return with_weights(self.traced[apart_from], module)
-        self.traced[apart_from] = to_graph(module, example, self.input_name, self.gives)
-        return self.traced[apart_from]
+            key = to_be if len(module.members) > 1 else key  # of one member they are the same, traced once
+            module = rewritten(module, example, for_int8 if key == "int8" else for_float32)
+        if key in self.traced:
+            return with_weights(self.traced[key], module)
+        self.traced[key] = to_graph(module, example, self.input_name, self.gives)
+        return self.traced[key]
 
     def calibrated(self, images: Tensor, info: DatasetInfo, method: Calibration) -> tuple[onnx.ModelProto, Ranges]:
         """Its graph in float as int8 is made of it, and the ranges of its tensors on the calibration images, which are
@@ -95,7 +91,7 @@ class Piece:
         """
         if method not in self.found:
             _, samples = self.takes(images, info)
-            graph = self.graph(samples[:2], DIRECT_FILTERS)
+            graph = self.graph(samples[:2], "int8")
             self.found[method] = graph, ranges(graph, np.ascontiguousarray(samples.numpy()), method)
         return self.found[method]
 
@@ -122,7 +118,7 @@ def pieces_of(name: str, role: Role, network: Network, recipe: Recipe) -> Iterat
     quantize = recipe.networks[name].quantize
     bits = None if quantize is None else quantize.weights
     if role == "merged" and recipe.networks[name].is_group:
-        views, traced = recipe.views(name), defaultdict[Any, dict[float, onnx.ModelProto]](dict)
+        views, traced = recipe.views(name), defaultdict[Any, dict[str, onnx.ModelProto]](dict)
         for number, member in enumerate(network.members):
             layers = network.models[number], views[number]
             yield Piece(f"{name}.{number}", "member", member, "dense", bits=bits, traced=traced[layers])

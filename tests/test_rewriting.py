@@ -1,7 +1,7 @@
 """Rewritings for the device: the same logits for any group, from fewer layers and never from more numbers."""
 
-import math
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from exporters.calibration import ranges
 from exporters.float32 import from_pixels, to_graph
-from exporters.int8 import DIRECT_FILTERS, quantize
+from exporters.int8 import quantize
 from kdedge.data.batches import normalise
 from kdedge.models.network import Network, count_parameters, merged
-from kdedge.models.rewriting import rewritten
+from kdedge.models.rewriting import for_float32, for_int8, rewritten
 from kdedge.models.view import Centre, LowResolution
 
 EXACT = 1e-5  # of the range of the logits
-APART_FROM = (math.inf, DIRECT_FILTERS, 3, 1)
 TCN, VGG = data_of("tcn-student-4"), data_of("vgg-student-4")
 
 
@@ -36,14 +35,24 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=EXACT * float(expected.max() - expected.min()))
 
 
+def before_convolution(number: int) -> Callable[[Sequence[nn.Module]], int]:
+    """All layers of siblings side by side that stand before this one of their convolutions, or all that there are."""
+
+    def side_by_side(layers: Sequence[nn.Module]) -> int:
+        found = [n for n, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+        return found[number] if number < len(found) else len(layers)
+
+    return side_by_side
+
+
 @pytest.mark.parametrize("seed", range(150))
 def test_any_group_gives_the_same_logits_from_no_more_numbers_and_is_left_as_it_was(seed: int) -> None:
     plain = group(seed)
     before = {name: value.clone() for name, value in plain.state_dict().items()}
     given = torch.randn(7, 1, 12, 12, generator=torch.Generator().manual_seed(seed))
     expected = logits(plain, given)
-    for apart_from in APART_FROM:
-        found = rewritten(plain, given[:2], apart_from)
+    for side_by_side in (len, for_float32, for_int8, *map(before_convolution, range(4))):
+        found = rewritten(plain, given[:2], side_by_side)
         assert_same(logits(found, given), expected)
         assert count_parameters(found) <= count_parameters(plain)
         assert len(found.members) <= len(plain.members)
@@ -56,7 +65,7 @@ def test_networks_made_of_others_give_the_same_logits(how: str) -> None:
     """`mean`: what an ensemble is deployed as; `sum`: a student and the assistant that learned the rest (minus)."""
     plain = merged([network("tcn-student-1", seed=seed) for seed in range(2)], how)  # type: ignore[arg-type]
     given = normalise(images(5, TCN), TCN)
-    found = rewritten(plain, given[:2])
+    found = rewritten(plain, given[:2], len)
     assert len(found.members) == 1
     assert_same(logits(found, given), logits(plain, given))
 
@@ -64,7 +73,7 @@ def test_networks_made_of_others_give_the_same_logits(how: str) -> None:
 def test_siblings_of_one_model_become_one_chain_beside_those_of_another() -> None:
     plain = network("tcn-student-4", "tcn-student-2", "tcn-student-4", "tcn-student-2", "tcn-teacher")
     given = normalise(images(5, TCN), TCN)
-    found = rewritten(plain, given[:2])
+    found = rewritten(plain, given[:2], len)
     assert [type(members[0]).__name__ for members in found.members] == ["Conv2d"] * 3  # type: ignore[index]
     assert [members[0].out_channels for members in found.members] == [2 * 32, 2 * 64, 32]  # type: ignore[index]
     assert_same(logits(found, given), logits(plain, given))
@@ -76,7 +85,7 @@ def test_siblings_that_see_the_image_otherwise_are_not_joined() -> None:
         plain = network("tcn-student-4", "tcn-student-4")
         plain.members = nn.ModuleList(map(nn.Sequential, views, plain.members))
         given = normalise(images(5, TCN), TCN)
-        found = rewritten(plain, given[:2])
+        found = rewritten(plain, given[:2], len)
         assert len(found.members) == joined
         assert_same(logits(found, given), logits(plain, given))
 
@@ -96,7 +105,7 @@ def test_siblings_with_a_layer_that_may_mix_them_stay_apart(layer: nn.Module) ->
     parts = [nn.Sequential(nn.Conv2d(1, 4, 3), layer, nn.Flatten(), nn.Linear(400, 16)) for _ in range(2)]
     plain = Network(parts, nn.Linear(32, 3)).eval()
     given = torch.randn(5, 1, 12, 12)
-    found = rewritten(plain, given[:2])
+    found = rewritten(plain, given[:2], len)
     assert len(found.members) == 2
     assert_same(logits(found, given), logits(plain, given))
 
@@ -105,7 +114,7 @@ def test_siblings_with_a_layer_that_may_mix_them_stay_apart(layer: nn.Module) ->
 def test_a_last_linear_layer_goes_into_the_head_where_that_is_smaller(width: int, folded: bool) -> None:
     plain = Network([nn.Sequential(nn.Flatten(), nn.Linear(144, width))], nn.Linear(width, 10)).eval()
     given = torch.randn(5, 1, 12, 12)
-    found = rewritten(plain, given[:2])
+    found = rewritten(plain, given[:2], len)
     assert count_parameters(found) == (144 * 10 + 10 if folded else 145 * width + (width + 1) * 10)
     assert_same(logits(found, given), logits(plain, given))
 
@@ -113,14 +122,14 @@ def test_a_last_linear_layer_goes_into_the_head_where_that_is_smaller(width: int
 def test_a_last_layer_that_is_more_than_linear_stays() -> None:
     plain = Network([nn.Sequential(nn.Flatten(), Squared(144, 64)) for _ in range(2)], nn.Linear(128, 10)).eval()
     given = torch.randn(5, 1, 12, 12)
-    found = rewritten(plain, given[:2])
+    found = rewritten(plain, given[:2], len)
     assert count_parameters(found) == count_parameters(plain)
     assert_same(logits(found, given), logits(plain, given))
 
 
 def test_a_layer_before_a_relu_stays() -> None:
     teacher = network("tcn-teacher")
-    assert count_parameters(rewritten(teacher, normalise(images(2, TCN), TCN))) == count_parameters(teacher)
+    assert count_parameters(rewritten(teacher, normalise(images(2, TCN), TCN), len)) == count_parameters(teacher)
 
 
 def operators(graph: onnx.ModelProto) -> Counter[str]:
@@ -128,25 +137,30 @@ def operators(graph: onnx.ModelProto) -> Counter[str]:
 
 
 @pytest.mark.parametrize(
-    ("models", "apart_from", "expected"),
+    ("models", "side_by_side", "expected"),
     [
-        (["tcn-student-4"] * 4, math.inf, {"Conv": 3, "Relu": 3, "MaxPool": 1, "Gemm": 1}),
-        (["vgg-student-4"] * 4, math.inf, {"Conv": 8, "Relu": 8, "MaxPool": 5, "AveragePool": 1, "Gemm": 1}),
+        (["tcn-student-4"] * 4, for_int8, {"Conv": 3, "Relu": 3, "MaxPool": 1, "Gemm": 1}),
+        (
+            ["tcn-student-4"] * 4,  # eight filters each do not fill a block of float32
+            for_float32,
+            {"Conv": 8, "Relu": 12, "MaxPool": 4, "Gemm": 5, "Concat": 1},
+        ),
+        (["vgg-student-4"] * 4, for_float32, {"Conv": 8, "Relu": 8, "MaxPool": 5, "AveragePool": 1, "Gemm": 1}),
         (
             ["compact-4"] * 3,
-            DIRECT_FILTERS,
+            for_int8,
             {"Conv": 1 + 3 * 4, "Relu": 1 + 3 * 4, "MaxPool": 1 + 3 * 2, "Split": 1, "Concat": 1, "Gemm": 1},
         ),
     ],
-    ids=["tcn", "vgg", "compact"],
+    ids=["tcn", "tcn in float", "vgg", "compact"],
 )
 def test_the_graph_holds_what_is_left_and_computes_what_the_plain_one_does(
-    models: list[str], apart_from: float, expected: dict[str, int]
+    models: list[str], side_by_side: Callable[[Sequence[nn.Module]], int], expected: dict[str, int]
 ) -> None:
     plain, info = network(*models), data_of(models[0])
     given = images(9, info)
     graph = to_graph(
-        rewritten(plain, normalise(given[:2], info), apart_from), normalise(given[:2], info), "x", "logits"
+        rewritten(plain, normalise(given[:2], info), side_by_side), normalise(given[:2], info), "x", "logits"
     )
     assert operators(graph) == expected
     content = from_pixels(graph, pixels_of(info), info.shape).SerializeToString()
@@ -159,7 +173,7 @@ def test_the_int8_graph_takes_pixels_into_one_convolution_and_is_fused_whole(tmp
     plain = network(*["tcn-student-4"] * 4)
     given = images(100, TCN)
     inputs = normalise(given, TCN)
-    graph = to_graph(rewritten(plain, inputs[:2], DIRECT_FILTERS), inputs[:2], "pixels", "logits")
+    graph = to_graph(rewritten(plain, inputs[:2], for_int8), inputs[:2], "pixels", "logits")
     quantized = quantize(graph, ranges(graph, inputs.numpy()), pixels_of(TCN), TCN.shape)
     (first,) = (node for node in quantized.graph.node if "image" in node.input)
     assert [node.op_type for node in quantized.graph.node if first.output[0] in node.input] == ["Conv"]

@@ -52,7 +52,7 @@ from torchvision.models import resnet50
 
 from exporters.calibration import Calibration, ranges
 from exporters.float32 import PIXELS, PixelScale, from_pixels, to_graph
-from exporters.int8 import DIRECT_FILTERS, quantize
+from exporters.int8 import quantize
 from kdedge import devices
 from kdedge.data.batches import Samples, Views, normalise, pixel_scale
 from kdedge.data.catalog import DATASETS
@@ -62,21 +62,23 @@ from kdedge.fit import Learner, Taught, fit
 from kdedge.losses.dense import MSE
 from kdedge.machine import keep_freed_memory
 from kdedge.models.layers import ReLUMaxPool
-from kdedge.models.rewriting import rewritten
+from kdedge.models.rewriting import for_float32, for_int8, rewritten
 from kdedge.networks import new_network
 from kdedge.store import sha256
 from kdedge.targets import compute
 from kdedge.validate import put_array
-from kdedge.variants import load_recipe
+from kdedge.variants import load_recipe, load_recipes
 
 IMAGES = 4096  # an epoch of each loop, short enough to take turns often
 RECIPES = Path(__file__).parent.parent / "recipes"
 RECIPE = load_recipe(RECIPES / "tcn4.yaml")
 STUDENTS = RECIPE.networks["students"]
-DEPLOYED = {  # case: recipe, and the network that stands beside its teacher
-    "tcn4": ("tcn4", "students"),
-    "ta4": ("ta_hierarchical", "four"),
-    "S1": ("ta_hierarchical", "one"),
+DEPLOYED = {  # case: recipe of the teacher, recipe of the network beside it, and which one that is
+    "tcn4": ("tcn4", "tcn4", "students"),
+    "ta4": ("ta_hierarchical", "ta_hierarchical", "four"),
+    "S1": ("ta_hierarchical", "ta_hierarchical", "one"),
+    "tcn4_edge": ("tcn4_edge", "tcn4_edge", "students"),
+    "tcn4_edge, by tcn4's teacher": ("tcn4", "tcn4_edge", "students"),
 }
 OPENVINO = importlib.util.find_spec("openvino") is not None
 SAMPLES = 64  # random images, for calibration and in turn for latency
@@ -228,9 +230,9 @@ def _plain(backbone: nn.Module) -> nn.Module:
 def deploy(rounds: int) -> dict[str, Any]:
     """p50 of the files of each case, and the median over rounds of their ratios to the teacher's."""
     rows, own_cpu_share = [], 1.0
-    for case, (recipe, network) in DEPLOYED.items():
+    for case, which in DEPLOYED.items():
         with tempfile.TemporaryDirectory() as folder:
-            images, paths = _write_files(Path(folder), recipe, network)
+            images, paths = _write_files(Path(folder), *which)
             p50_ms, answers = _onnxruntime_ms(Path(folder), images, paths, rounds)
             row = {"case": case, **_ratios(p50_ms)}
             if OPENVINO:
@@ -257,20 +259,20 @@ def _ratios(p50_ms: P50s) -> dict[str, Any]:
     return row | {"ratio": row["merged_int8_ratio"], "ratio_min": round(min(ours), 3), "ratio_max": round(max(ours), 3)}
 
 
-def _write_files(folder: Path, recipe: str, name: str) -> tuple[np.ndarray, dict[str, Path]]:
+def _write_files(folder: Path, teachers: str, recipe: str, name: str) -> tuple[np.ndarray, dict[str, Path]]:
     """The files of a case, untrained, and random images for them, uint8 [SAMPLES, C, H, W]."""
-    described = load_recipe(RECIPES / f"{recipe}.yaml")
+    teachers_recipe, described = (load_recipes(RECIPES / f"{one}.yaml")[0] for one in (teachers, recipe))
     info = DATASETS[described.data.name]
     images = np.random.default_rng(0).integers(0, 256, (SAMPLES, *info.shape), np.uint8)
     inputs = normalise(torch.from_numpy(images), info)
     pixels = PixelScale(info.mean, pixel_scale(info))
-    teacher, network = (new_network(described, one).eval() for one in ("teacher", name))
+    teacher, network = new_network(teachers_recipe, "teacher").eval(), new_network(described, name).eval()
     modules = {
         "teacher_fp32": teacher,
         "plain_fp32": network,
-        "merged_fp32": rewritten(network, inputs[:2]),
+        "merged_fp32": rewritten(network, inputs[:2], for_float32),
         "plain_int8": network,
-        "merged_int8": rewritten(network, inputs[:2], DIRECT_FILTERS),
+        "merged_int8": rewritten(network, inputs[:2], for_int8),
     }
     paths = {}
     for file, module in modules.items():
@@ -364,7 +366,8 @@ def _print_deploy(result: dict[str, Any]) -> None:
         if runtime not in result["versions"]:
             continue
         print(f"{runtime}: p50 in ms, and to the teacher's")
-        print("       teacher_fp32  " + "  ".join(f"{form:>14}" for form in forms))
+        width = max(len(row["case"]) for row in result["rows"])
+        print(f"{'':{width}} teacher_fp32  " + "  ".join(f"{form:>14}" for form in forms))
         for row in result["rows"]:
             found = row if runtime == "onnxruntime" else row[runtime]
             cells = [f"{found[f'{form}_ms_p50']:.3f} ({found[f'{form}_ratio']:.3f})" for form in forms]

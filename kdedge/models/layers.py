@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,7 +39,8 @@ def relu() -> nn.ReLU:
 def convolutions(channels: int, spec: str) -> tuple[list[nn.Module], int]:
     """The layers that `spec` names for an image of so many channels, and the channels that come out.
 
-    A number is a 3x3 convolution of that many filters (padded by 1) with batch norm and ReLU, M a 2x2 max-pool.
+    16 is a 3x3 convolution of 16 filters with batch norm and ReLU, 16k5 one of 5x5, 16s2 one of stride 2; each is padded by half
+    its size. M is a 2x2 max-pool.
     """
     layers: list[nn.Module] = []
     tokens = spec.split()
@@ -45,8 +48,16 @@ def convolutions(channels: int, spec: str) -> tuple[list[nn.Module], int]:
         if token == "M":
             layers.append(ReLUMaxPool() if layers and isinstance(layers[-1], nn.BatchNorm2d) else nn.MaxPool2d(2))
             continue
-        layers += [nn.Conv2d(channels, int(token), 3, padding=1), nn.BatchNorm2d(int(token))]
+        filters, size, stride = _convolution(token)
+        layers += [nn.Conv2d(channels, filters, size, stride, size // 2), nn.BatchNorm2d(filters)]
         if following != "M":
             layers.append(relu())
-        channels = int(token)
+        channels = filters
     return layers, channels
+
+
+def _convolution(token: str) -> tuple[int, int, int]:
+    """Filters, size and stride of one convolution of a spec."""
+    found = re.fullmatch(r"(\d+)(?:k(\d+))?(?:s(\d+))?", token)
+    assert found is not None, token
+    return int(found[1]), int(found[2] or 3), int(found[3] or 1)

@@ -2,14 +2,14 @@
 
 A member's last linear layer and its slice of the head are one linear map. Siblings that are built alike go side by side in
 one chain: their first layers see the same image, so they are one layer with the filters of all; each layer after it is
-one with a group for each sibling. What that gains is in docs/lab-notes.md.
+one with a group for each sibling. How far that pays is another matter in float32 than in int8: `for_float32`, `for_int8`. What it
+gains is in docs/lab-notes.md.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,11 +28,35 @@ _BY_CHANNEL = (nn.ReLU, nn.MaxPool2d, ReLUMaxPool, GlobalMean, nn.Dropout, nn.Id
 _OF_ALL = ("kernel_size", "stride", "padding", "dilation", "padding_mode")  # one for all filters of a convolution
 
 
-def rewritten(network: Network, example: Tensor, apart_from: float = math.inf) -> Network:
+# onnxruntime in float32 keeps channels in blocks of 16 with AVX-512, of 8 with AVX2, and leaves that layout for a convolution whose
+# groups do not fill them.
+BLOCK = 16
+
+# In int8 it computes a convolution of so many filters or more without a copy of the image's patches, but not in groups.
+DIRECT_FILTERS = 16
+
+
+def for_float32(layers: Layers) -> int:
+    """How many layers of siblings go side by side in float32: all, or none where that would cost the fast layout."""
+    return len(layers) if all(layer.out_channels % BLOCK == 0 for _, layer in _in_groups(layers)) else 0
+
+
+def for_int8(layers: Layers) -> int:
+    """How many layers of siblings go side by side in int8: those before the first wide convolution in groups."""
+    return next((n for n, layer in _in_groups(layers) if layer.out_channels >= DIRECT_FILTERS), len(layers))
+
+
+def _in_groups(layers: Layers) -> list[tuple[int, nn.Conv2d]]:
+    """The convolutions that would have a group for each sibling, and where they are: all after the first layer that learns."""
+    learning = [(number, layer) for number, layer in enumerate(layers) if _learns(layer)]
+    return [(number, layer) for number, layer in learning[1:] if isinstance(layer, nn.Conv2d)]
+
+
+def rewritten(network: Network, example: Tensor, side_by_side: Callable[[Layers], int]) -> Network:
     """A network with one linear head as one that gives the same logits but for rounding; its dense vector is another.
 
-    `network` is in eval mode; `example` are images as it takes them, float [batch, C, H, W]. Siblings go apart before a
-    convolution of `apart_from` or more filters each: a runtime may be slow at wide convolutions in groups.
+    `network` is in eval mode; `example` are images as it takes them, float [batch, C, H, W]. `side_by_side` says how many of
+    their layers siblings share: those before a convolution, or all.
     """
     assert isinstance(network.head, nn.Linear)
     with torch.no_grad():
@@ -44,9 +68,7 @@ def rewritten(network: Network, example: Tensor, apart_from: float = math.inf) -
     alike: dict[str, list[int]] = defaultdict(list)  # the text of a module tells all its settings
     for number, (layers, _, _) in enumerate(folded):
         alike[repr(layers)].append(number)
-    members = [
-        chain for numbers in alike.values() for chain in _side_by_side([folded[n][0] for n in numbers], apart_from)
-    ]
+    members = [chain for numbers in alike.values() for chain in _joined([folded[n][0] for n in numbers], side_by_side)]
     weights = [folded[number][1] for numbers in alike.values() for number in numbers]
     bias = network.head.bias.detach().double() + sum(bias for _, _, bias in folded)
     return Network(members, linear(torch.cat(weights, 1).float(), bias.float())).train(network.training)
@@ -66,23 +88,24 @@ def _fold(layers: Layers, weight: Tensor) -> tuple[Layers, Tensor, Tensor]:
     return layers[:-1], weight @ last.weight.detach().double(), weight @ last.bias.detach().double()
 
 
-def _side_by_side(siblings: Sequence[Layers], apart_from: float) -> list[nn.Module]:
+def _joined(siblings: Sequence[Layers], side_by_side: Callable[[Layers], int]) -> list[nn.Module]:
     """Members that are built alike as one; each by itself where there is one alone, or with layers that are not known here."""
-    if len(siblings) == 1 or not all(map(_can_be_joined, siblings[0])):
-        return [nn.Sequential(*layers) for layers in siblings]
+    shared = side_by_side(siblings[0]) if len(siblings) > 1 and all(map(_can_be_joined, siblings[0])) else 0
     together: list[nn.Module] = []
     groups = 1  # until the first layer that learns, all siblings have the same image
-    for layers in zip(*siblings, strict=True):
-        first = layers[0]
-        if groups > 1 and isinstance(first, nn.Conv2d) and first.out_channels >= apart_from:
-            rest = [nn.Sequential(*sibling[len(together) :]) for sibling in siblings]
-            return [Branches(nn.Sequential(*together), rest)]
-        together.append(_joined(layers, groups))
-        if isinstance(first, nn.Conv2d | nn.Linear):
+    for layers in zip(*(sibling[:shared] for sibling in siblings), strict=True):
+        together.append(_as_one(layers, groups))
+        if _learns(layers[0]):
             groups = len(siblings)
-    if groups == 1:  # nothing in them learns
+    if groups == 1:
         return [nn.Sequential(*layers) for layers in siblings]
-    return [nn.Sequential(*together, nn.Flatten())]
+    if shared == len(siblings[0]):
+        return [nn.Sequential(*together, nn.Flatten())]
+    return [Branches(nn.Sequential(*together), [nn.Sequential(*layers[shared:]) for layers in siblings])]
+
+
+def _learns(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d | nn.Linear)
 
 
 def _can_be_joined(layer: nn.Module) -> bool:
@@ -91,7 +114,7 @@ def _can_be_joined(layer: nn.Module) -> bool:
     return type(layer) in (nn.Linear, nn.BatchNorm2d, nn.Flatten, *_BY_CHANNEL)
 
 
-def _joined(layers: Layers, groups: int) -> nn.Module:
+def _as_one(layers: Layers, groups: int) -> nn.Module:
     """The same layer of each sibling as one: on the image that all see, or with a group each on their own channels."""
     first, n = layers[0], len(layers)
     joined: nn.Module
