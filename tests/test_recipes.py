@@ -51,6 +51,7 @@ TOTALS = {  # as printed (Malik et al. 2021, Table 6, and others), or added up b
     "tcn2_gan": {"teacher": 2_380_938, "students": 95_322},
     "tcn4": {"teacher": 2_380_938, "students": 91_242},
     "tcn4_best": {"teacher": 289_546, "students": 82_186},
+    "tcn4_edge": {"teacher": 289_546, "students": 72_650},
     "tcn4_gan": {"teacher": 2_380_938, "students": 91_242},
     "tcn4_improved": {"teacher": 2_380_938, "students": 281_970},
     "tcn4_joint": {"teacher": 2_380_938, "students": 91_242},
