@@ -39,6 +39,13 @@ def test_the_tables_are_printed_from_their_json(results: ModuleType) -> None:
         assert path.with_suffix(".md").read_text(encoding="utf-8") == results.table_page(document), path.name
 
 
+def test_the_page_of_latencies_is_printed_from_its_json(results: ModuleType) -> None:
+    document = json.loads(results.DEPLOY.read_text(encoding="utf-8"))
+    assert results.DEPLOY.with_suffix(".md").read_text(encoding="utf-8") == results.deploy_page(document)
+    without = {key: value for key, value in document["versions"].items() if key != "openvino"}
+    assert "openvino" not in results.deploy_page(document | {"versions": without})
+
+
 def test_every_row_carries_n_seeds_and_spread(results: ModuleType) -> None:
     rows = json.loads(results.RESULTS.read_text(encoding="utf-8"))["rows"]
     assert {(row["system"], row["precision"]) for row in rows} >= {

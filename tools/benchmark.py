@@ -241,8 +241,13 @@ def deploy(rounds: int) -> dict[str, Any]:
         own_cpu_share = min(own_cpu_share, *(answer.own_cpu_share for answer in answers))
     conditions = {"rounds": rounds, "seconds": SECONDS, "threads": 1, "batch": 1, "weights": "untrained"}
     versions = {name: version(name) for name in ("onnxruntime", "torch", *(["openvino"] if OPENVINO else []))}
-    measured = {"own_cpu_share": round(own_cpu_share, 4), "device": answers[0].device, "versions": versions}
+    measured = {"own_cpu_share": round(own_cpu_share, 4), "device": _machine(answers[0].device), "versions": versions}
     return {"rows": rows, **conditions, **measured}
+
+
+def _machine(described: dict[str, Any]) -> dict[str, Any]:
+    """What of a device outlasts the measurement."""
+    return {key: described[key] for key in ("cpu", "cpu_class", "cores", "python")}
 
 
 def _ratios(p50_ms: P50s) -> dict[str, Any]:
@@ -342,7 +347,7 @@ def calibrate(images: int) -> dict[str, Any]:
             row = {"calibrator": method, "seconds": round(seconds, 1), "peak_rss_bytes": peak_rss_bytes}
             rows.append(row)
     versions = {name: version(name) for name in ("onnxruntime", "torch", "torchvision", "numpy")}
-    return {"rows": rows, "images": images, "shape": list(IMAGENET), "device": device(), "versions": versions}
+    return {"rows": rows, "images": images, "shape": list(IMAGENET), "device": _machine(device()), "versions": versions}
 
 
 def _calibrated(path: Path, images: int, method: Calibration) -> tuple[float, int]:
