@@ -45,6 +45,10 @@ def roles(recipe: Recipe) -> list[tuple[str, Role]]:
     ]
 
 
+Form = Literal["fp32", "int8"]
+SHARED = {"fp32": for_float32, "int8": for_int8}
+
+
 @dataclass(frozen=True)
 class Piece:
     """One module that becomes one file a precision."""
@@ -55,7 +59,7 @@ class Piece:
     gives: str  # "dense" or "logits"
     calibrate: Network | None = None  # of a head: the network whose dense vectors it takes, instead of images
     bits: int | None = None  # of weights that were trained quantized
-    traced: dict[str, onnx.ModelProto] = field(default_factory=dict)  # shared by members with equal layers
+    traced: dict[Form, onnx.ModelProto] = field(default_factory=dict)  # shared by members with equal layers
     found: dict[Calibration, tuple[onnx.ModelProto, Ranges]] = field(default_factory=dict)
 
     @property
@@ -71,19 +75,21 @@ class Piece:
     def in_float(self) -> nn.Module:
         return self.module if self.bits is None else in_float(rounded(self.module))
 
-    def graph(self, example: Tensor, to_be: Literal["fp32", "int8"] = "fp32") -> onnx.ModelProto:
-        """Its graph in float, of a network rewritten into the layers that are fast in what it is to be.
+    def graph(self, example: Tensor, form: Form = "fp32") -> onnx.ModelProto:
+        """Its graph in float, of a network rewritten into the layers that are fast in the form that its file will have.
 
         Members and heads stay as they are, and so does what was trained quantized: each of its layers has scales of its own.
         """
-        module, key = self.in_float, "fp32"
+        module = self.in_float
         if self.bits is None and isinstance(module, Network):
-            key = to_be if len(module.members) > 1 else key  # of one member they are the same, traced once
-            module = rewritten(module, example, for_int8 if key == "int8" else for_float32)
-        if key in self.traced:
-            return with_weights(self.traced[key], module)
-        self.traced[key] = to_graph(module, example, self.input_name, self.gives)
-        return self.traced[key]
+            form = form if len(module.members) > 1 else "fp32"  # in both the same, traced once
+            module = rewritten(module, example, SHARED[form])
+        else:
+            form = "fp32"
+        if form in self.traced:
+            return with_weights(self.traced[form], module)
+        self.traced[form] = to_graph(module, example, self.input_name, self.gives)
+        return self.traced[form]
 
     def calibrated(self, images: Tensor, info: DatasetInfo, method: Calibration) -> tuple[onnx.ModelProto, Ranges]:
         """Its graph in float as int8 is made of it, and the ranges of its tensors on the calibration images, which are
@@ -118,7 +124,7 @@ def pieces_of(name: str, role: Role, network: Network, recipe: Recipe) -> Iterat
     quantize = recipe.networks[name].quantize
     bits = None if quantize is None else quantize.weights
     if role == "merged" and recipe.networks[name].is_group:
-        views, traced = recipe.views(name), defaultdict[Any, dict[str, onnx.ModelProto]](dict)
+        views, traced = recipe.views(name), defaultdict[Any, dict[Form, onnx.ModelProto]](dict)
         for number, member in enumerate(network.members):
             layers = network.models[number], views[number]
             yield Piece(f"{name}.{number}", "member", member, "dense", bits=bits, traced=traced[layers])

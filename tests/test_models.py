@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from exporters.float32 import fold_batch_norm
 from kdedge.models import catalog
-from kdedge.models.layers import ReLUMaxPool
+from kdedge.models.layers import ReLUMaxPool, convolutions
 from kdedge.models.network import (
     BACKBONES,
     Network,
@@ -165,6 +165,25 @@ def test_the_record_keeps_within_four_tcn_students() -> None:
     network = build(recipe.models("students"), recipe.dense("students"), 10).eval()
     assert count_parameters(fold_batch_norm(network)) == folded
     assert count_flops(network, torch.zeros(1, 1, 28, 28)) == flops
+
+
+def test_the_students_for_int8_keep_within_four_tcn_students() -> None:
+    """tcn4_edge, counted likewise."""
+    layers = [(14, 25 * 1, 12), (7, 9 * 12, 24), (4, 9 * 24, 40)]  # side of the map, weights of a filter, filters
+    head = 4 * 40 * 4 * 4
+    folded = 4 * sum((weights + 1) * filters for _, weights, filters in layers) + (head + 1) * 10
+    flops = 4 * sum(side**2 * filters * (2 * weights + 2) for side, weights, filters in layers) + (2 * head + 1) * 10
+    assert (folded, flops) == (72_042, 2_676_938)
+
+    recipe = load_recipes(ROOT / "recipes" / "tcn4_edge.yaml")[0]
+    network = build(recipe.models("students"), recipe.dense("students"), 10).eval()
+    assert count_parameters(fold_batch_norm(network)) == folded
+    assert count_flops(network, torch.zeros(1, 1, 28, 28)) == flops
+
+
+def test_a_layer_that_a_spec_cannot_name_is_refused() -> None:
+    with pytest.raises(AssertionError, match="'16x5' is neither M nor a convolution like"):
+        convolutions(1, "8 16x5")
 
 
 def count_flops(network: nn.Module, image: torch.Tensor) -> int:

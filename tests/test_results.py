@@ -39,11 +39,18 @@ def test_the_tables_are_printed_from_their_json(results: ModuleType) -> None:
         assert path.with_suffix(".md").read_text(encoding="utf-8") == results.table_page(document), path.name
 
 
-def test_the_page_of_latencies_is_printed_from_its_json(results: ModuleType) -> None:
-    document = json.loads(results.DEPLOY.read_text(encoding="utf-8"))
-    assert results.DEPLOY.with_suffix(".md").read_text(encoding="utf-8") == results.deploy_page(document)
-    without = {key: value for key, value in document["versions"].items() if key != "openvino"}
-    assert "openvino" not in results.deploy_page(document | {"versions": without})
+def test_the_pages_of_benchmarks_are_printed_from_their_json(results: ModuleType) -> None:
+    for path, page in results.MEASURED.items():
+        document = json.loads(path.read_text(encoding="utf-8"))
+        assert path.with_suffix(".md").read_text(encoding="utf-8") == page(document), path.name
+
+
+def test_the_page_of_latencies_does_without_openvino(results: ModuleType) -> None:
+    (path,) = (path for path in results.MEASURED if path.name == "deploy.json")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    del document["versions"]["openvino"]
+    page = results.deploy_page(document)
+    assert "## onnxruntime" in page and "openvino" not in page
 
 
 def test_every_row_carries_n_seeds_and_spread(results: ModuleType) -> None:

@@ -36,13 +36,13 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
 
 
 def before_convolution(number: int) -> Callable[[Sequence[nn.Module]], int]:
-    """All layers of siblings side by side that stand before this one of their convolutions, or all that there are."""
+    """Siblings share what stands before this one of their convolutions, or all where there is none."""
 
-    def side_by_side(layers: Sequence[nn.Module]) -> int:
+    def shared_layers(layers: Sequence[nn.Module]) -> int:
         found = [n for n, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
         return found[number] if number < len(found) else len(layers)
 
-    return side_by_side
+    return shared_layers
 
 
 @pytest.mark.parametrize("seed", range(150))
@@ -51,8 +51,8 @@ def test_any_group_gives_the_same_logits_from_no_more_numbers_and_is_left_as_it_
     before = {name: value.clone() for name, value in plain.state_dict().items()}
     given = torch.randn(7, 1, 12, 12, generator=torch.Generator().manual_seed(seed))
     expected = logits(plain, given)
-    for side_by_side in (len, for_float32, for_int8, *map(before_convolution, range(4))):
-        found = rewritten(plain, given[:2], side_by_side)
+    for shared_layers in (len, for_float32, for_int8, *map(before_convolution, range(4))):
+        found = rewritten(plain, given[:2], shared_layers)
         assert_same(logits(found, given), expected)
         assert count_parameters(found) <= count_parameters(plain)
         assert len(found.members) <= len(plain.members)
@@ -137,7 +137,7 @@ def operators(graph: onnx.ModelProto) -> Counter[str]:
 
 
 @pytest.mark.parametrize(
-    ("models", "side_by_side", "expected"),
+    ("models", "shared_layers", "expected"),
     [
         (["tcn-student-4"] * 4, for_int8, {"Conv": 3, "Relu": 3, "MaxPool": 1, "Gemm": 1}),
         (
@@ -155,12 +155,12 @@ def operators(graph: onnx.ModelProto) -> Counter[str]:
     ids=["tcn", "tcn in float", "vgg", "compact"],
 )
 def test_the_graph_holds_what_is_left_and_computes_what_the_plain_one_does(
-    models: list[str], side_by_side: Callable[[Sequence[nn.Module]], int], expected: dict[str, int]
+    models: list[str], shared_layers: Callable[[Sequence[nn.Module]], int], expected: dict[str, int]
 ) -> None:
     plain, info = network(*models), data_of(models[0])
     given = images(9, info)
     graph = to_graph(
-        rewritten(plain, normalise(given[:2], info), side_by_side), normalise(given[:2], info), "x", "logits"
+        rewritten(plain, normalise(given[:2], info), shared_layers), normalise(given[:2], info), "x", "logits"
     )
     assert operators(graph) == expected
     content = from_pixels(graph, pixels_of(info), info.shape).SerializeToString()

@@ -3,8 +3,8 @@
     python tools/results.py table --runs DIR/RECIPE [--against VARIANT ...]    measured runs -> docs/results/RECIPE.json
     python tools/results.py print                                  docs/results/*.json -> docs/results.md, docs/results/*.md
 
-docs/results/deploy.json is what `python tools/benchmark.py deploy --json` prints. docs/results/fashion_mnist.json is a record of an
-earlier measurement, of one recipe at a time; nothing writes it any more.
+docs/results/deploy.json and calibration.json are what `python tools/benchmark.py deploy --json` and `calibrate --json` print.
+docs/results/fashion_mnist.json is a record of an earlier measurement, of one recipe at a time; nothing writes it any more.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from kdedge.wording import KeyPath, dotted
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "fashion_mnist.json"
 PAGE = ROOT / "docs" / "results.md"
-DEPLOY = RESULTS.with_name("deploy.json")
 FORMS = {  # of a group in one file
     "plain_fp32": "fp32, a branch a member",
     "merged_fp32": "fp32, as exported",
@@ -41,7 +40,6 @@ Document = dict[str, Any]
 
 def page(results: Document) -> str:
     """docs/results.md, whole."""
-    device, versions = results["device"], results["versions"]
     lines = [
         "# Results",
         "",
@@ -49,9 +47,7 @@ def page(results: Document) -> str:
         "recipe at a time; [recipes/tcn_table.yaml](../recipes/tcn_table.yaml) has such systems as variants. Every accuracy is that of an",
         "exported ONNX file in ONNX Runtime.",
         "",
-        f"Machine: {device['cpu']}, {device['cores']} cores, CPU class {device['cpu_class']}. "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + ".",
+        _machine(results),
         "",
         "## Accuracy on Fashion-MNIST",
         "",
@@ -169,7 +165,6 @@ def _changes(before: Any, after: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPat
 
 def table_page(results: Document) -> str:
     """docs/results/RECIPE.md, whole."""
-    device, versions = results["device"], results["versions"]
     name, runs = results["recipe"], f"runs/{results['recipe']}"
     baselines = dict.fromkeys(one["baseline"] for one in results["differences"])
     commands = [
@@ -196,9 +191,7 @@ def table_page(results: Document) -> str:
         *map(shlex.join, commands),
         "```",
         "",
-        f"Machine: {device['cpu']}, {device['cores']} cores, CPU class {device['cpu_class']}. "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + ".",
+        _machine(results),
         "",
         "| network | variant | parameters | precision | seeds | accuracy % | printed % | train s | speed |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -218,34 +211,63 @@ def table_page(results: Document) -> str:
 
 def deploy_page(results: Document) -> str:
     """docs/results/deploy.md, whole."""
-    device, versions = results["device"], results["versions"]
     lines = [
         "# Latency of small networks beside their teachers",
         "",
         "Written by `python tools/results.py print` from [deploy.json](deploy.json), which `python tools/benchmark.py deploy --json` made:",
-        f"p50 at batch {results['batch']} on {results['threads']} thread, median of {results['rounds']} rounds of {results['seconds']:g} s a file, and in "
-        "brackets its ratio to the teacher's",
-        "in float32 in the same round. Files take turns in one process. Weights are untrained. A student alone has one branch.",
+        f"p50 in ms at batch {results['batch']} on {results['threads']} thread, median of {results['rounds']} rounds of "
+        f"{results['seconds']:g} s a file, and in brackets its ratio to",
+        "the teacher's in fp32 in the same round, for what ships in int8 with its least and its greatest. Files take turns in one",
+        "process. Weights are untrained. A student alone has one branch; tcn4_edge/tcn4 is tcn4_edge beside the teacher of tcn4.",
         "",
-        f"Machine: {device['cpu']}, {device['cores']} cores, CPU class {device['cpu_class']}; the runner had at least "
-        f"{100 * results['own_cpu_share']:.0f}% of its core. "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + ".",
+        f"{_machine(results)} The runner had at least {100 * results['own_cpu_share']:.1f}% of its core.",
     ]
-    for runtime in (name for name in ("onnxruntime", "openvino") if name in versions):
+    for runtime in ("onnxruntime", "openvino"):
+        if runtime not in results["versions"]:
+            continue
         lines += [
             "",
-            f"## In {runtime}",
+            f"## {runtime}",
             "",
-            f"| case | teacher fp32 ms | {' | '.join(f'{form}, ms' for form in FORMS.values())} | int8 over teacher |",
-            "|---|---|---|---|---|---|---|",
+            f"| case | teacher, fp32 | {' | '.join(FORMS.values())} |",
+            "|---|---|---|---|---|---|",
         ]
         for row in results["rows"]:
             found = row if runtime == "onnxruntime" else row[runtime]
             cells = [f"{found[f'{form}_ms_p50']:.3f} ({found[f'{form}_ratio']:.3f})" for form in FORMS]
-            spread = f"**{found['ratio']:.3f}** ({found['ratio_min']:.3f} to {found['ratio_max']:.3f})"
-            lines.append(f"| {row['case']} | {found['teacher_fp32_ms_p50']:.3f} | {' | '.join(cells)} | {spread} |")
+            cells[-1] = f"{cells[-1][:-1]}, {found['ratio_min']:.3f} to {found['ratio_max']:.3f})"
+            lines.append(f"| {row['case']} | {found['teacher_fp32_ms_p50']:.3f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def calibration_page(results: Document) -> str:
+    """docs/results/calibration.md, whole."""
+    return "\n".join(
+        [
+            "# Calibrating a large network",
+            "",
+            "Written by `python tools/results.py print` from [calibration.json](calibration.json), which `python tools/benchmark.py calibrate",
+            f"--json` made: the ranges of a ResNet-50's activations on {results['images']} random images of "
+            f"{'x'.join(map(str, results['shape']))}, each calibrator",
+            "in a process of its own. Peak memory is of the whole process, with the images and what was loaded before.",
+            "",
+            _machine(results),
+            "",
+            "| calibrator | seconds | peak memory, GiB |",
+            "|---|---|---|",
+            *(
+                f"| {row['calibrator']} | {row['seconds']:.0f} | {row['peak_rss_bytes'] / 2**30:.2f} |"
+                for row in results["rows"]
+            ),
+            "",
+        ]
+    )
+
+
+def _machine(results: Document) -> str:
+    device, versions = results["device"], results["versions"]
+    known = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"Machine: {device['cpu']}, {device['cores']} cores, CPU class {device['cpu_class']}. {known}."
 
 
 def _each(option: str, values: Iterable[str]) -> list[str]:
@@ -279,15 +301,21 @@ def main() -> None:
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     else:
         PAGE.write_text(page(_read(RESULTS)), encoding="utf-8")
-        DEPLOY.with_suffix(".md").write_text(deploy_page(_read(DEPLOY)), encoding="utf-8")
+        for path, made in MEASURED.items():
+            path.with_suffix(".md").write_text(made(_read(path)), encoding="utf-8")
         for path in tables():
             path.with_suffix(".md").write_text(table_page(_read(path)), encoding="utf-8")
 
 
 def tables() -> list[Path]:
     """The JSON files of recipes with variants."""
-    others = (RESULTS.name, DEPLOY.name, "cpu_classes.json")
-    return [path for path in sorted(RESULTS.parent.glob("*.json")) if path.name not in others]
+    others = (RESULTS, RESULTS.with_name("cpu_classes.json"), *MEASURED)
+    return [path for path in sorted(RESULTS.parent.glob("*.json")) if path not in others]
+
+
+MEASURED = {  # what tools/benchmark.py measured, and how its page is made
+    RESULTS.with_name("deploy.json"): deploy_page,
+}
 
 
 if __name__ == "__main__":

@@ -25,16 +25,14 @@ def compact(spec: str) -> nn.Sequential:
 def compact_for_dense(spec: str, hidden: int, dense: int) -> nn.Sequential:
     """The same and a D`hidden` with ReLU and a D`dense` after them, for the chunk of a dense vector: to [batch, dense]."""
     layers, channels = convolutions(1, spec)
-    side = 28 // 2 ** spec.split().count("M")
+    side = 28 // 2 ** spec.split().count("M")  # which halves it; there are no strides here
     flat = [nn.Flatten(), nn.Linear(channels * side * side, hidden), relu(), nn.Linear(hidden, dense)]
     return nn.Sequential(*layers, *flat)
 
 
 BACKBONES = {
     "compact-4": lambda: compact("8 M 16 16 M 32 32 M"),  # C8-M-C16-C16-M-C32-C32-M, one of four
-    "edge-4": lambda: compact(
-        "12k5s2 24s2 40s2"
-    ),  # C12k5s2-C24s2-C40s2, one of four: strides where max-pools are slow in int8
+    "edge-4": lambda: compact("12k5s2 24s2 40s2"),  # one of four
     "compact-8": lambda: compact_for_dense("8 M 12 M 16 M", 12, 32),  # C8-M-C12-M-C16-M-D12-D32, one of eight
     "compact-teacher": lambda: compact("32 M 64 64 M 128 128 M"),  # for them to learn from, in minutes
 }

@@ -59,5 +59,5 @@ def convolutions(channels: int, spec: str) -> tuple[list[nn.Module], int]:
 def _convolution(token: str) -> tuple[int, int, int]:
     """Filters, size and stride of one convolution of a spec."""
     found = re.fullmatch(r"(\d+)(?:k(\d+))?(?:s(\d+))?", token)
-    assert found is not None, token
+    assert found is not None, f"{token!r} is neither M nor a convolution like 16, 16k5, 16s2 or 16k5s2"
     return int(found[1]), int(found[2] or 3), int(found[3] or 1)

@@ -28,8 +28,8 @@ _BY_CHANNEL = (nn.ReLU, nn.MaxPool2d, ReLUMaxPool, GlobalMean, nn.Dropout, nn.Id
 _OF_ALL = ("kernel_size", "stride", "padding", "dilation", "padding_mode")  # one for all filters of a convolution
 
 
-# onnxruntime in float32 keeps channels in blocks of 16 with AVX-512, of 8 with AVX2, and leaves that layout for a convolution whose
-# groups do not fill them.
+# In float32 onnxruntime keeps channels in blocks of 8 (AVX2) or 16 (AVX-512), and leaves that layout for convolutions whose groups do
+# not fill them. One file is for both, so a group fills 16: that forgoes 8% of tcn4's time on AVX2, not to lose 37% on AVX-512.
 BLOCK = 16
 
 # In int8 it computes a convolution of so many filters or more without a copy of the image's patches, but not in groups.
@@ -37,12 +37,13 @@ DIRECT_FILTERS = 16
 
 
 def for_float32(layers: Layers) -> int:
-    """How many layers of siblings go side by side in float32: all, or none where that would cost the fast layout."""
+    """How many layers siblings share in float32: all, or none where that costs the fast layout. Some alone would as well: where
+    siblings part, the channels leave it."""
     return len(layers) if all(layer.out_channels % BLOCK == 0 for _, layer in _in_groups(layers)) else 0
 
 
 def for_int8(layers: Layers) -> int:
-    """How many layers of siblings go side by side in int8: those before the first wide convolution in groups."""
+    """How many layers siblings share in int8: those before the first wide convolution in groups."""
     return next((n for n, layer in _in_groups(layers) if layer.out_channels >= DIRECT_FILTERS), len(layers))
 
 
@@ -52,11 +53,11 @@ def _in_groups(layers: Layers) -> list[tuple[int, nn.Conv2d]]:
     return [(number, layer) for number, layer in learning[1:] if isinstance(layer, nn.Conv2d)]
 
 
-def rewritten(network: Network, example: Tensor, side_by_side: Callable[[Layers], int]) -> Network:
+def rewritten(network: Network, example: Tensor, shared_layers: Callable[[Layers], int]) -> Network:
     """A network with one linear head as one that gives the same logits but for rounding; its dense vector is another.
 
-    `network` is in eval mode; `example` are images as it takes them, float [batch, C, H, W]. `side_by_side` says how many of
-    their layers siblings share: those before a convolution, or all.
+    `network` is in eval mode; `example` are images as it takes them, float [batch, C, H, W]. `shared_layers` says how many of
+    its layers a member shares with its siblings: those before one of its convolutions, or all.
     """
     assert isinstance(network.head, nn.Linear)
     with torch.no_grad():
@@ -68,7 +69,9 @@ def rewritten(network: Network, example: Tensor, side_by_side: Callable[[Layers]
     alike: dict[str, list[int]] = defaultdict(list)  # the text of a module tells all its settings
     for number, (layers, _, _) in enumerate(folded):
         alike[repr(layers)].append(number)
-    members = [chain for numbers in alike.values() for chain in _joined([folded[n][0] for n in numbers], side_by_side)]
+    members = [
+        chain for numbers in alike.values() for chain in _chained([folded[n][0] for n in numbers], shared_layers)
+    ]
     weights = [folded[number][1] for numbers in alike.values() for number in numbers]
     bias = network.head.bias.detach().double() + sum(bias for _, _, bias in folded)
     return Network(members, linear(torch.cat(weights, 1).float(), bias.float())).train(network.training)
@@ -88,20 +91,22 @@ def _fold(layers: Layers, weight: Tensor) -> tuple[Layers, Tensor, Tensor]:
     return layers[:-1], weight @ last.weight.detach().double(), weight @ last.bias.detach().double()
 
 
-def _joined(siblings: Sequence[Layers], side_by_side: Callable[[Layers], int]) -> list[nn.Module]:
+def _chained(siblings: Sequence[Layers], shared_layers: Callable[[Layers], int]) -> list[nn.Module]:
     """Members that are built alike as one; each by itself where there is one alone, or with layers that are not known here."""
-    shared = side_by_side(siblings[0]) if len(siblings) > 1 and all(map(_can_be_joined, siblings[0])) else 0
+    layers = siblings[0]
+    shared = shared_layers(layers) if len(siblings) > 1 and all(map(_can_be_joined, layers)) else 0
+    assert shared in (0, len(layers)) or isinstance(layers[shared], nn.Conv2d)  # a flat image cannot be parted
     together: list[nn.Module] = []
     groups = 1  # until the first layer that learns, all siblings have the same image
-    for layers in zip(*(sibling[:shared] for sibling in siblings), strict=True):
-        together.append(_as_one(layers, groups))
-        if _learns(layers[0]):
+    for alike in zip(*(sibling[:shared] for sibling in siblings), strict=True):
+        together.append(_as_one(alike, groups))
+        if _learns(alike[0]):
             groups = len(siblings)
-    if groups == 1:
-        return [nn.Sequential(*layers) for layers in siblings]
-    if shared == len(siblings[0]):
+    if groups == 1:  # nothing is shared, or nothing that learns
+        return [nn.Sequential(*sibling) for sibling in siblings]
+    if shared == len(layers):
         return [nn.Sequential(*together, nn.Flatten())]
-    return [Branches(nn.Sequential(*together), [nn.Sequential(*layers[shared:]) for layers in siblings])]
+    return [Branches(nn.Sequential(*together), [nn.Sequential(*sibling[shared:]) for sibling in siblings])]
 
 
 def _learns(layer: nn.Module) -> bool:
