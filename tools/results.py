@@ -315,6 +315,7 @@ def tables() -> list[Path]:
 
 MEASURED = {  # what tools/benchmark.py measured, and how its page is made
     RESULTS.with_name("deploy.json"): deploy_page,
+    RESULTS.with_name("calibration.json"): calibration_page,
 }
 
 
