@@ -14,12 +14,12 @@ import onnx
 import torch
 from torchvision.models import resnet50
 
+from benchmarks import MACHINE
 from exporters.calibration import Calibration, ranges
 from exporters.float32 import PIXELS, to_graph
 from kdedge.devices.runner import device, peak_rss_bytes
 
 IMAGENET = (3, 224, 224)
-MACHINE = ("cpu", "cpu_class", "cores", "python")
 
 
 def measure(images: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import MACHINE
 from exporters.calibration import ranges
 from exporters.float32 import PIXELS, PixelScale, from_pixels, to_graph
 from exporters.int8 import quantize
@@ -37,8 +38,6 @@ FORMS = ("plain_fp32", "merged_fp32", "plain_int8", "merged_int8")  # of a netwo
 SAMPLES = 64  # random images, for calibration and in turn for latency
 SECONDS = 1.0  # for which each file is timed in each round
 OPENVINO = importlib.util.find_spec("openvino") is not None
-
-MACHINE = ("cpu", "cpu_class", "cores", "python")  # what of a device outlasts the measurement
 
 P50s = dict[str, list[float]]  # of each file, in ms, in every round
 
