@@ -37,8 +37,7 @@ DIRECT_FILTERS = 16
 
 
 def for_float32(layers: Layers) -> int:
-    """How many layers siblings share in float32: all, or none where that costs the fast layout. Some alone would as well: where
-    siblings part, the channels leave it."""
+    """How many layers siblings share in float32: all, or none where that costs the fast layout."""
     return len(layers) if all(layer.out_channels % BLOCK == 0 for _, layer in _in_groups(layers)) else 0
 
 
