@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kdedge.data.batches import Batch, Samples, batches, normalise, stable_seed
 from kdedge.errors import RunError, TrainingError
 from kdedge.losses import Lesson
+from kdedge.machine import multiplies_bf16
 from kdedge.models.network import Network
 from kdedge.recipe import Fit
 from kdedge.store import write_bytes
@@ -218,9 +219,8 @@ def objective(
     if any(source is None or source.needs_images for source in (frozen, *sources.values())):
         images = data.seen(batch.samples, batch.views)
     known = {number: source(batch, images) for number, source in sources.items()}
-    # bf16 where the hardware multiplies it; everything after the network is float32 again.
-    bf16 = labels.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+    # Everything after the network is float32 again.
+    with torch.autocast(labels.device.type, torch.bfloat16, enabled=multiplies_bf16(labels.device)):
         if frozen is not None:
             seen = {"dense": frozen(batch, images)["dense"]}
         else:

@@ -30,6 +30,14 @@ def chosen_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions that multiply bfloat16, with which a step takes about 0.6 of its time in float32
+    (docs/lab-notes.md). Of CPUs those with AVX512-BF16 are known."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory. By default it returns every large tensor to the system at once, and each step
     pays for its pages anew: 768 against 1,186 images/s for the TCN teacher on 2 cores (docs/lab-notes.md)."""

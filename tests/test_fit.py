@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdedge.data.batches import Batch, Samples, Views, batches, normalise
+from kdedge.data.batches import Batch, Samples, Views, batches, normalise, stable_seed
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError, TrainingError
 from kdedge.fit import Learner, Seen, Taught, accuracy, fit, lr_at, not_dropped, objective
@@ -41,6 +41,18 @@ INFO = DATASETS["fashion-mnist"]
 MSE_LESSON = MSE.model_validate({"from": "teacher"})
 KD_LESSON = KD.model_validate({"from": "teacher"})
 LABELS = [Taught(CrossEntropy())]
+
+
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written out by hand here is float32, whatever this device multiplies."""
+    monkeypatch.setattr("kdedge.fit.multiplies_bf16", lambda device: False)
+
+
+@pytest.fixture
+def in_bf16(monkeypatch: pytest.MonkeyPatch, in_float32: None) -> None:
+    """As on a device that multiplies bfloat16; the others can, only slowly."""
+    monkeypatch.setattr("kdedge.fit.multiplies_bf16", lambda device: True)
 
 
 def images(count: int = SAMPLES, seed: int = 0) -> Samples:
@@ -199,6 +211,26 @@ def test_the_loop_is_the_one_that_everybody_writes(tmp_path: Path) -> None:
         optimizer.step()
     train(trained, LABELS, settings, tmp_path)
     assert weights(trained) == weights(plain)
+
+
+def test_in_bf16_weights_losses_and_accuracies_stay_float32(tmp_path: Path, in_bf16: None) -> None:
+    """By hand: convolutions and linear layers get bfloat16; the lesson, the optimizer and the validation do not."""
+    trained, plain, settings = with_state(), with_state(), Fit(epochs=2, batch_size=32, schedule="constant")
+    seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    trained.head.register_forward_hook(lambda head, given, logits: seen[head.training].add(logits.dtype))
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0, fused=True)
+    for step, batch in enumerate(order(settings)):
+        torch.manual_seed(stable_seed(SEED, "step", step))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = plain.train()(normalise(images().images[batch.samples], INFO))
+        optimizer.zero_grad()
+        F.cross_entropy(logits.float(), images().labels[batch.samples]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    history = train(trained, LABELS, settings, tmp_path)
+    assert weights(trained) == weights(plain)
+    assert seen == {True: {torch.bfloat16}, False: {torch.float32}}
+    assert {tensor.dtype for tensor in trained.parameters()} == {torch.float32}
+    assert history[-1]["validation_accuracy"] == accuracy(plain, images(50, seed=1))
 
 
 def test_it_learns_what_can_be_learned(tmp_path: Path) -> None:
@@ -584,6 +616,15 @@ def test_a_resumed_training_ends_in_the_same_bytes(tmp_path: Path, optimizer: st
     assert weights(resumed) == weights(whole) and weights(anew[2].parts) == weights(taught[2].parts)
     for found, entry in zip(history, expected, strict=True):
         assert {**found, "seconds": 0} == {**entry, "seconds": 0}
+
+
+def test_a_resumed_training_in_bf16_ends_in_the_same_bytes(tmp_path: Path, in_bf16: None) -> None:
+    settings, whole, resumed, asked = Fit(epochs=2, batch_size=8), with_state(), with_state(), itertools.count(1)
+    train(whole, LABELS, settings, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(with_state(), LABELS, settings, tmp_path, stop=lambda: next(asked) > 30)
+    train(resumed, LABELS, settings, tmp_path)
+    assert weights(resumed) == weights(whole)
 
 
 def test_a_resumed_ensemble_of_peers_ends_in_the_same_bytes(tmp_path: Path) -> None:

@@ -365,6 +365,17 @@ def test_members_side_by_side_learn_as_one_after_another() -> None:
             assert torch.equal(again[name], gradients[name])  # type: ignore[arg-type]
 
 
+def test_members_side_by_side_compute_in_the_precision_of_who_asks() -> None:
+    network, images = build(["tcn-student-4", "mlp-7"], 64 + 7, 10), torch.rand(3, 1, 28, 28)
+    with network.side_by_side(), torch.autocast("cpu", torch.bfloat16):
+        dense, gradients = network.dense(images), trained_once(network, images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dense.dtype == torch.bfloat16 and torch.equal(dense, network.dense(images))
+        plain = trained_once(network, images)
+    for name, gradient in plain.items():
+        assert gradient is gradients[name] is None or torch.equal(gradients[name], gradient)  # type: ignore[arg-type]
+
+
 def test_members_that_learn_nothing_stay_as_they_are_beside_those_that_do() -> None:
     network = build(["mlp-7", "tcn-student-4"], 71, 10)
     network.members[0] = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Dropout(0.5), network.members[0][1])  # type: ignore[index]

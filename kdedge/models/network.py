@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -177,8 +177,14 @@ class _SideBySide(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, seam: Tensor, images: Tensor, members: nn.ModuleList, threads: ThreadPoolExecutor) -> Tensor:
         """Float [batch, C, H, W] to the dense vector, float [batch, width]."""
+        dtype, enabled = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
+
+        def chunk(member: nn.Module) -> Tensor:  # a new thread records gradients, and knows nothing of autocast
+            with torch.autocast("cpu", dtype, enabled):
+                return cast(Tensor, member(images))
+
         ctx.threads = threads
-        ctx.chunks = list(threads.map(lambda member: member(images), members))  # a new thread records gradients
+        ctx.chunks = list(threads.map(chunk, members))
         return torch.cat([chunk.detach() for chunk in ctx.chunks], 1)
 
     @staticmethod
