@@ -20,6 +20,7 @@ NOTES = [
 ]
 BUSY = 0.95  # own_cpu_share below this: something else ran on the measuring core
 PARTS = ("member", "head")  # roles of files that are no network by themselves
+WHOLE = ("teacher", "merged")  # roles of files that speak for a network; recommendation.py compares its other forms
 
 
 class BenchRow(BaseModel):
@@ -86,7 +87,7 @@ def sentences(report: BenchReport) -> list[str]:
     if restless := [_file(row) for row in report.rows if not row.settled]:
         said.append(f"Times had not settled when measuring began: {', '.join(restless)}.")
 
-    whole = {(row.network, row.role, row.precision): row for row in report.rows if row.role not in PARTS}
+    whole = {(row.network, row.role, row.precision): row for row in report.rows if row.role in WHOLE}
     accuracy = {(row.network, row.role, row.precision): row for row in report.validation.rows}
     for (network, role, precision), row in whole.items():
         fp32 = whole.get((network, role, "fp32"))

@@ -16,10 +16,13 @@ from kdedge.errors import RunError
 from kdedge.recipe_values import Calibration
 from kdedge.store import Run, inside, read_as, sha256
 
-Role = Literal["teacher", "member", "head", "merged"]
+Role = Literal[
+    "teacher", "member", "head", "branches", "merged"
+]  # merged: rewritten for the device; branches: as trained
 Precision = Literal["fp32", "int8", "int8-u8u8", "int8-u8u8-tensor", "int8-repaired"]
 INT8: tuple[Precision, ...] = get_args(Precision)[1:]
 FORMS = INT8[:-1]  # that the whole of a network can have, as exporters/int8.py has them, in the order of trying
+Form = Literal["one graph", "one graph with branches", "members"]  # of a group; members: their files, then the head's
 Place = tuple[str, str]  # a network, and the role of the file that gives its logits
 
 
@@ -124,7 +127,7 @@ class Recommended(BaseModel):
     """How to run a network on a device, as `bench` measured it there."""
 
     network: str
-    form: Literal["one graph", "members"]  # members: their files, then the head's
+    form: Form
     precision: Precision
     threads: int
     files: list[str]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from kdedge.bench_report import BUSY, PARTS, BenchRow
+from kdedge.bench_report import BUSY, WHOLE, BenchRow
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError
 from kdedge.manifest import ExportedFile, Manifest, read_manifest
@@ -180,12 +180,12 @@ def _read(run: Run, recipe: Recipe) -> Measured | None:
 
 
 def _whole(manifest: Manifest, cpu_class: str) -> dict[File, ExportedFile]:
-    """The files that hold a whole network; of several forms of int8 the one that ships for this CPU class."""
+    """The files of whole networks, of a group the merged one; of several forms of int8 the one that ships for this CPU class."""
     ships = manifest.ships.get(cpu_class, [])
     found: dict[File, ExportedFile] = {}
     for file in manifest.files:
         key = file.network, "fp32" if file.precision == "fp32" else "int8"
-        if file.role not in PARTS and (key not in found or file.path in ships):
+        if file.role in WHOLE and (key not in found or file.path in ships):
             found[key] = file
     return found
 

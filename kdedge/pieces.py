@@ -1,4 +1,5 @@
-"""What is exported of a run: each network as one piece, and of a group that ships its members and its head as well.
+"""What is exported of a run: each network as one piece, and of a group that ships its members and its head as well, and the
+graph that they make side by side, for devices on which the merged one is not the fastest.
 
 A piece is one module that becomes one file a precision. It knows its graph, and the ranges that int8 takes.
 """
@@ -45,7 +46,7 @@ def roles(recipe: Recipe) -> list[tuple[str, Role]]:
     ]
 
 
-Form = Literal["fp32", "int8"]
+Arithmetic = Literal["fp32", "int8"]
 SHARED = {"fp32": for_float32, "int8": for_int8}
 
 
@@ -59,7 +60,7 @@ class Piece:
     gives: str  # "dense" or "logits"
     calibrate: Network | None = None  # of a head: the network whose dense vectors it takes, instead of images
     bits: int | None = None  # of weights that were trained quantized
-    traced: dict[Form, onnx.ModelProto] = field(default_factory=dict)  # shared by members with equal layers
+    traced: dict[Arithmetic, onnx.ModelProto] = field(default_factory=dict)  # shared by members with equal layers
     found: dict[Calibration, tuple[onnx.ModelProto, Ranges]] = field(default_factory=dict)
 
     @property
@@ -75,13 +76,14 @@ class Piece:
     def in_float(self) -> nn.Module:
         return self.module if self.bits is None else in_float(rounded(self.module))
 
-    def graph(self, example: Tensor, form: Form = "fp32") -> onnx.ModelProto:
+    def graph(self, example: Tensor, form: Arithmetic = "fp32") -> onnx.ModelProto:
         """Its graph in float, of a network rewritten into the layers that are fast in the form that its file will have.
 
-        Members and heads stay as they are, and so does what was trained quantized: each of its layers has scales of its own.
+        Members, heads and branches stay as they are, and so does what was trained quantized: each of its layers has scales of
+        its own.
         """
         module = self.in_float
-        if self.bits is None and isinstance(module, Network):
+        if self.bits is None and self.role != "branches" and isinstance(module, Network):
             form = form if len(module.members) > 1 else "fp32"  # in both the same, traced once
             module = rewritten(module, example, SHARED[form])
         else:
@@ -115,20 +117,22 @@ class Piece:
         return dense, dense
 
     def file_name(self, precision: Precision) -> str:
-        part = f".{self.role}" if self.role in ("head", "merged") else ""
+        part = f".{self.role}" if self.role in ("head", "branches", "merged") else ""
         return f"{self.network}{part}.{precision}.onnx"
 
 
 def pieces_of(name: str, role: Role, network: Network, recipe: Recipe) -> Iterator[Piece]:
-    """A network, and if it is a group that is shipped, its members and its head as well."""
+    """A network, and if it is a group that is shipped, its members and its head as well, and these in one graph."""
     quantize = recipe.networks[name].quantize
     bits = None if quantize is None else quantize.weights
     if role == "merged" and recipe.networks[name].is_group:
-        views, traced = recipe.views(name), defaultdict[Any, dict[Form, onnx.ModelProto]](dict)
+        views, traced = recipe.views(name), defaultdict[Any, dict[Arithmetic, onnx.ModelProto]](dict)
         for number, member in enumerate(network.members):
             layers = network.models[number], views[number]
             yield Piece(f"{name}.{number}", "member", member, "dense", bits=bits, traced=traced[layers])
         yield Piece(name, "head", network.head, "logits", calibrate=network, bits=bits)
+        if bits is None:  # else the merged graph is that
+            yield Piece(name, "branches", network, "logits")
     yield Piece(name, role, network, "logits", bits=bits)
 
 

@@ -4,11 +4,11 @@ threads. And whether int8 is worth it there.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel
 
-from kdedge.manifest import Precision, Recommended
+from kdedge.manifest import Form, Precision, Recommended
 from kdedge.statistics import FEWEST_ROUNDS, ratio_interval
 
 Interval = tuple[float, float]
@@ -18,7 +18,7 @@ class FormRow(BaseModel):
     """One way to run a network on the device, at batch 1."""
 
     network: str
-    form: Literal["one graph", "members"]  # members: their files, then the head's, the threads sharing the members
+    form: Form  # of members, the threads share the members
     precision: Precision
     threads: int
     n: int  # counted runs, over all rounds

@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,18 @@ networks: {only: {model: mlp-8, fit: {epochs: 1}}}
 bench: {rounds: 1, seconds: 0.01}
 deploy: {int8: {max_drop_points: 0}}
 """
-PIECES = ["teacher", "students.0", "students.1", "students.2", "students.3", "students.head", "students.merged"]
+PIECES = [
+    "teacher",
+    "students.0",
+    "students.1",
+    "students.2",
+    "students.3",
+    "students.head",
+    "students.branches",
+    "students.merged",
+]
 # 784-256 and its head; C32-C8-M-D16-D64; the head of 256 (Malik et al. 2021, Table 6)
-PARAMETERS = {"teacher": 785 * 256 + 2570, "member": 22_168, "head": 2_570, "merged": 91_242}
+PARAMETERS = {"teacher": 785 * 256 + 2570, "member": 22_168, "head": 2_570, "branches": 91_242, "merged": 91_242}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +119,11 @@ def test_the_manifest_has_the_fields_that_other_tools_read(exported: tuple[Path,
         assert file["precision"] in file["path"]
     roles = {(file["network"], file["role"]) for file in document["files"]}
     members = {(f"students.{number}", "member") for number in range(4)}
-    assert roles == {("teacher", "teacher"), ("students", "head"), ("students", "merged"), *members}
+    assert roles == {
+        ("teacher", "teacher"),
+        *(("students", role) for role in ("head", "branches", "merged")),
+        *members,
+    }
 
 
 def test_inputs_and_outputs_are_those_of_the_files(exported: tuple[Path, Manifest]) -> None:
@@ -135,19 +149,26 @@ def test_parameters_are_counted_once_and_add_up(exported: tuple[Path, Manifest])
         assert len(parts) == 5 and sum(parts) == 91_242
 
 
-def test_the_merged_files_hold_the_layers_of_siblings_as_is_fast_in_each_precision(
-    exported: tuple[Path, Manifest],
+BRANCHES = [*["Conv", "Conv", "Gemm", "Gemm"] * 4, "Concat", "Gemm"]
+
+
+@pytest.mark.parametrize(
+    ("file", "expected", "width"),
+    [
+        ("branches.fp32", BRANCHES, 256),
+        ("branches.int8", BRANCHES, 256),
+        ("merged.fp32", [*["Conv", "Conv", "Gemm"] * 4, "Concat", "Gemm"], 64),
+        ("merged.int8", ["Conv", "Conv", "Conv", "Gemm"], 64),
+    ],
+)
+def test_a_group_is_in_one_graph_as_it_was_trained_and_as_is_fast_in_each_precision(
+    exported: tuple[Path, Manifest], file: str, expected: list[str], width: int
 ) -> None:
-    """In int8 two convolutions and the hidden layer, each of all four, in float32 each member's own; in both the last
-    linear layers are in the head, 64 wide."""
-    for precision, expected in (
-        ("fp32", [*["Conv", "Conv", "Gemm"] * 4, "Concat", "Gemm"]),
-        ("int8", ["Conv", "Conv", "Conv", "Gemm"]),
-    ):
-        graph = onnx.load(exported[0] / f"students.merged.{precision}.onnx").graph
-        learning = [node.op_type for node in graph.node if node.op_type in ("Conv", "Gemm", "Split", "Concat")]
-        assert learning == expected
-        assert [10, 64] in [list(value.dims) for value in graph.initializer]
+    """As is fast, the last linear layers are in the head; in int8 two convolutions and the hidden layer are each one."""
+    graph = onnx.load(exported[0] / f"students.{file}.onnx").graph
+    found = Counter(node.op_type for node in graph.node if node.op_type in ("Conv", "Gemm", "Split", "Concat"))
+    assert found == Counter(expected)  # onnxruntime sorts the nodes of int8 in an order of its own
+    assert [10, width] in [list(value.dims) for value in graph.initializer]
 
 
 def test_what_was_measured_is_told(exported: tuple[Path, Manifest], runs: Path) -> None:
@@ -164,7 +185,7 @@ def test_what_was_measured_is_told(exported: tuple[Path, Manifest], runs: Path) 
         else:
             assert file.float_nodes == []
     chains = {(row.network, row.role, row.precision, row.split, row.n) for row in manifest.accuracy}
-    places = [("teacher", "teacher"), ("students", "head"), ("students", "merged")]
+    places = [("teacher", "teacher"), *(("students", role) for role in ("head", "branches", "merged"))]
     assert chains == {(*place, precision, "validation", 200) for place in places for precision in ("fp32", "int8")}
     assert [(gate.network, gate.role, gate.passed) for gate in manifest.gates] == [(*p, True) for p in places]
 

@@ -32,10 +32,11 @@ PLACES = [
     ("teacher", "teacher"),
     *((member, "member") for member in MEMBERS),
     ("students", "head"),
+    ("students", "branches"),
     ("students", "merged"),
 ]
-PARAMETERS = {"teacher": 2_380_938, "member": 22_168, "head": 2_570, "merged": 91_242}
-CLASSIFIERS = [("teacher", "teacher"), ("students", "head"), ("students", "merged")]
+PARAMETERS = {"teacher": 2_380_938, "member": 22_168, "head": 2_570, "branches": 91_242, "merged": 91_242}
+CLASSIFIERS = [("teacher", "teacher"), *(("students", role) for role in ("head", "branches", "merged"))]
 DEVICE = {"cpu", "cpu_class", "cores", "onnxruntime"}
 
 
@@ -100,7 +101,7 @@ def test_the_run_holds_these_files_and_no_others(chain: Chain) -> None:
         assert sorted(path.name for path in stage.iterdir()) == ["stage.json", "weights.safetensors"]
     files = [
         f"{piece}.{precision}.onnx"
-        for piece in ("teacher", *MEMBERS, "students.head", "students.merged")
+        for piece in ("teacher", *MEMBERS, "students.head", "students.branches", "students.merged")
         for precision in ("fp32", "int8")
     ]
     assert sorted(path.name for path in (chain.run / "export").iterdir()) == sorted([*files, "manifest.json"])
@@ -139,7 +140,7 @@ def correct(chain: Chain, network: str, role: str, precision: str) -> int:
         dense = [predict(export / f"{member}.{precision}.onnx", "image", chain.images) for member in MEMBERS]
         logits = predict(export / f"students.head.{precision}.onnx", "dense", np.concatenate(dense, axis=1))
     else:
-        file = f"{network}{'.merged' if role == 'merged' else ''}.{precision}.onnx"
+        file = f"{network}{'' if role == 'teacher' else f'.{role}'}.{precision}.onnx"
         logits = predict(export / file, "image", chain.images)
     return int((logits.argmax(axis=1) == chain.labels).sum())
 
@@ -162,6 +163,7 @@ def test_the_accuracy_is_what_anyone_gets_from_the_files(chain: Chain) -> None:
         assert 0 <= low < row["accuracy"] < high <= 100
     fp32 = {row["role"]: row["correct"] for row in validation["rows"] if row["precision"] == "fp32"}
     assert abs(fp32["head"] - fp32["merged"]) <= 1  # the same network, cut in two ways
+    assert abs(fp32["head"] - fp32["branches"]) <= 1
 
 
 def test_the_measurements(chain: Chain) -> None:

@@ -36,6 +36,7 @@ FASHION = DATASETS["fashion-mnist"]
 WIDTH = 20
 BLACK = float(normalise(torch.zeros(1, *FASHION.shape, dtype=torch.uint8), FASHION).max())  # what a network sees of it
 KD = {"from": "teacher", "loss": "kd"}
+LARGE = 600  # beside it 1 is less than half of 255 steps; with much more, float32 itself would lose the digits of the 1
 
 
 def member(*ruined: int) -> nn.Sequential:
@@ -59,8 +60,8 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
 def spoilt(made: nn.Linear, given: float) -> nn.Linear:
     """With a weight for its last input, always `given`, that is so large that in int8 all others are 0. What it adds, the
     bias takes away."""
-    made.weight.data[:10, -1] += 1000
-    made.bias.data[:10] -= 1000 * given
+    made.weight.data[:10, -1] += LARGE
+    made.bias.data[:10] -= LARGE * given
     return made
 
 
@@ -139,14 +140,16 @@ def test_only_the_layer_that_int8_ruins_stays_in_float(run_of: Callable[..., Run
 
 
 def test_of_a_chain_only_the_member_that_needs_it_has_a_layer_in_float(run_of: Callable[..., Run], data: Path) -> None:
-    """The merged network is another file and is repaired by itself: two layers of two members are one there."""
+    """The graphs of the whole group are other files and are repaired by themselves: two layers of two members are one in the
+    merged one."""
     run = run_of(fields={"count": 2}, teacher=network(), students=group(1))
     manifest = export(run, repair=True, data_dir=data)
-    chain, merged = manifest.repaired
+    chain, branches, merged = manifest.repaired
     assert (chain.role, [*chain.in_float], chain.layers) == ("head", ["students.1 linear_1 (Gemm)"], 7)
+    assert (branches.role, [*branches.in_float], branches.layers) == ("branches", ["linear_4 (Gemm)"], 8)
     assert merged.role == "merged" and len(merged.in_float) == 1
     in_float = {file.path: file.float_nodes for file in manifest.files if file.precision == "int8-repaired"}
-    assert in_float.pop("students.merged.int8-repaired.onnx")
+    assert in_float.pop("students.merged.int8-repaired.onnx") and in_float.pop("students.branches.int8-repaired.onnx")
     assert in_float == {
         "students.0.int8-repaired.onnx": [],
         "students.1.int8-repaired.onnx": ["node_linear_1 (Gemm)"],
