@@ -31,7 +31,7 @@ def chosen_device(name: str) -> torch.device:
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions that multiply bfloat16, with which a step takes about 0.6 of its time in float32
+    """Whether the device has instructions that multiply bfloat16, with which a step takes 0.5 to 0.9 of its time in float32
     (docs/lab-notes.md). Of CPUs those with AVX512-BF16 are known."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -1,13 +1,14 @@
 """Speed of our own code against what a user would write, side by side in one run, as ratios.
 
-    python tools/benchmark.py train [--rounds 5] [--batch-size N] [--json]
+    python tools/benchmark.py train [--rounds 5] [--json]
 
 `train` teaches the four students of recipes/tcn4.yaml the teacher's dense vector, on the CPU:
   (a) as in a tutorial: torchvision's dataset and transforms, a DataLoader, the live teacher, one student at a time;
   (b) with kdedge's own loop: cached targets, images as uint8 tensors, the siblings side by side.
 Both do the same work on the same images in batches of the same size. They take turns, each in a process of its own, because
-how a process keeps its memory is its own too, and is part of (b). The targets of (b) are computed before, once a teacher.
-An "image" is one image seen by one student.
+how a process keeps its memory is its own too, and is part of (b). The targets of (b) are computed before, once a teacher. (b) is in
+bfloat16 where the CPU multiplies it. An "image" is one image seen by one student. In the JSON, what stands beside the `rows` is of
+the recipe's size of batches.
 
     python tools/benchmark.py deploy [--rounds 5] [--json]
 
@@ -36,14 +37,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     for name, tool, options in (
-        ("train", train, {"rounds": 5, "batch_size": train.STUDENTS.fit.batch_size}),
+        ("train", train, {"rounds": 5}),
         ("deploy", deploy, {"rounds": 5}),
         ("calibrate", calibrate, {"images": 512}),
     ):
         command = commands.add_parser(name, help=tool.__doc__)
         command.set_defaults(tool=tool)
         for option, value in options.items():
-            command.add_argument(f"--{option.replace('_', '-')}", type=_count, default=value, help=f"default: {value}")
+            command.add_argument(f"--{option}", type=_count, default=value, help=f"default: {value}")
         command.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     given = vars(parser.parse_args())
     tool, as_json, _ = given.pop("tool"), given.pop("json"), given.pop("what")

@@ -3,7 +3,7 @@
     python tools/results.py table --runs DIR/RECIPE [--against VARIANT ...]    measured runs -> docs/results/RECIPE.json
     python tools/results.py print                                  docs/results/*.json -> docs/results.md, docs/results/*.md
 
-docs/results/deploy.json and calibration.json are what `python tools/benchmark.py deploy --json` and `calibrate --json` print.
+docs/results/deploy.json, calibration.json and train.json are what `python tools/benchmark.py deploy --json` and so on print.
 docs/results/fashion_mnist.json is a record of an earlier measurement, of one recipe at a time; nothing writes it any more.
 """
 
@@ -240,6 +240,30 @@ def deploy_page(results: Document) -> str:
     return "\n".join(lines) + "\n"
 
 
+def train_page(results: Document) -> str:
+    """docs/results/train.md, whole."""
+    precision = "bfloat16, which this CPU multiplies" if results["kdedge_in_bf16"] else "float32"
+    lines = [
+        "# Speed of training beside a user's loop",
+        "",
+        "Written by `python tools/results.py print` from [train.json](train.json), which `python tools/benchmark.py train --json` made: the",
+        "four students of tcn4 learn the teacher's dense vector, by the loop that a user would write, in float32, and by kdedge's,",
+        f"in {precision}. The loops take turns, each in a process of its own; images per second are",
+        f"images times students that see them, medians of {results['rounds']} rounds; ratios are of one round, with the least and the greatest.",
+        "",
+        _machine(results),
+        "",
+        "| batch | user's loop, images/s | kdedge, images/s | ratio |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['batch_size']} | {row['user_loop_images_per_s']:,} | {row['kdedge_images_per_s']:,} "
+            f"| {row['ratio']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f}) |"
+            for row in results["rows"]
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def calibration_page(results: Document) -> str:
     """docs/results/calibration.md, whole."""
     return "\n".join(
@@ -316,6 +340,7 @@ def tables() -> list[Path]:
 MEASURED = {  # what tools/benchmark.py measured, and how its page is made
     RESULTS.with_name("deploy.json"): deploy_page,
     RESULTS.with_name("calibration.json"): calibration_page,
+    RESULTS.with_name("train.json"): train_page,
 }
 
 

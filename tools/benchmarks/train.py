@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import struct
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,12 +19,13 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import FashionMNIST
 
+from benchmarks import MACHINE
 from kdedge.data.batches import Samples, Views
 from kdedge.data.load import Dataset, load
 from kdedge.devices.runner import device
 from kdedge.fit import Learner, Taught, fit
 from kdedge.losses.dense import MSE
-from kdedge.machine import keep_freed_memory
+from kdedge.machine import keep_freed_memory, multiplies_bf16
 from kdedge.models.layers import ReLUMaxPool
 from kdedge.networks import new_network
 from kdedge.targets import compute
@@ -34,12 +34,26 @@ from kdedge.variants import load_recipe
 IMAGES = 4096  # an epoch of each loop, short enough to take turns often
 RECIPE = load_recipe(Path(__file__).parents[2] / "recipes" / "tcn4.yaml")
 STUDENTS = RECIPE.networks["students"]
+BATCH_SIZES = (STUDENTS.fit.batch_size, 64, 128)
 
 Epoch = Callable[[int], int]  # trains once over the images, with that seed; gives the number of images seen by students
 
 
-def measure(rounds: int, batch_size: int) -> dict[str, Any]:
-    """Images per second of both loops, and their ratio, as medians over rounds."""
+def measure(rounds: int) -> dict[str, Any]:
+    """Images per second of both loops, and their ratio, as medians over rounds: in the recipe's batches, and of each size."""
+    rows = [_compared(rounds, batch_size) for batch_size in BATCH_SIZES]
+    return {
+        **rows[0],
+        "rows": rows,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "kdedge_in_bf16": multiplies_bf16(torch.device("cpu")),
+        "device": {key: device()[key] for key in MACHINE},
+        "versions": {"torch": torch.__version__},
+    }
+
+
+def _compared(rounds: int, batch_size: int) -> dict[str, float]:
     turns = [_process(_user_loop, batch_size), _process(_our_loop, batch_size)]
     speeds: list[list[float]] = [[], []]
     for number in range(rounds + 1):  # the first warms both up and is not counted
@@ -49,16 +63,12 @@ def measure(rounds: int, batch_size: int) -> dict[str, Any]:
     user, ours = speeds[0][1:], speeds[1][1:]
     ratios = [b / a for a, b in zip(user, ours, strict=True)]
     return {
+        "batch_size": batch_size,
         "user_loop_images_per_s": round(statistics.median(user)),
         "kdedge_images_per_s": round(statistics.median(ours)),
         "ratio": round(statistics.median(ratios), 2),
         "ratio_min": round(min(ratios), 2),
         "ratio_max": round(max(ratios), 2),
-        "rounds": rounds,
-        "batch_size": batch_size,
-        "threads": torch.get_num_threads(),
-        "device": device(),
-        "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
     }
 
 
@@ -176,8 +186,9 @@ def _plain(backbone: nn.Module) -> nn.Module:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print both speeds and their ratio."""
-    print(f"user's loop   {result['user_loop_images_per_s']:>7,} images/s")
-    print(f"kdedge        {result['kdedge_images_per_s']:>7,} images/s")
-    spread = f"{result['ratio_min']} to {result['ratio_max']} in {result['rounds']} rounds"
-    print(f"ratio         {result['ratio']:>7} ({spread})")
+    """Print both speeds and their ratio for each size of batches."""
+    print("images/s    user's loop   kdedge  ratio")
+    for row in result["rows"]:
+        speeds = f"{row['user_loop_images_per_s']:>11,}  {row['kdedge_images_per_s']:>7,}"
+        spread = f"{row['ratio_min']} to {row['ratio_max']} in {result['rounds']} rounds"
+        print(f"batch {row['batch_size']:>4}  {speeds}  {row['ratio']:>5} ({spread})")
