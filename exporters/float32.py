@@ -64,19 +64,17 @@ def to_graph(module: nn.Module, example: Tensor, input_name: str, output_name: s
     return graph
 
 
-def with_weights(graph: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
+def with_weights(graph: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto | None:
     """What `to_graph` makes of `module`, from the graph of one with equal layers: to trace a network takes seconds.
 
-    Raises ExportError when the graph has no place for some weight.
+    None when the graph has no place for some weight: the exporter leaves out biases that are 0, and one of two equal weights.
     """
     filled, weights = copy.deepcopy(graph), fold_batch_norm(module).state_dict()
     for tensor in filled.graph.initializer:
         weight = weights.get(tensor.name)
         if weight is not None and list(weight.shape) == list(tensor.dims):
             tensor.CopyFrom(numpy_helper.from_array(weights.pop(tensor.name).numpy(), tensor.name))
-    if weights:
-        raise ExportError(f"the graph of another network has no place for {', '.join(weights)}")
-    return filled
+    return None if weights else filled
 
 
 def fold_batch_norm(module: nn.Module) -> nn.Module:

@@ -88,10 +88,11 @@ class Piece:
             module = rewritten(module, example, SHARED[form])
         else:
             form = "fp32"
-        if form in self.traced:
-            return with_weights(self.traced[form], module)
-        self.traced[form] = to_graph(module, example, self.input_name, self.gives)
-        return self.traced[form]
+        known = self.traced.get(form)
+        graph = None if known is None else with_weights(known, module)
+        if graph is None:
+            graph = self.traced[form] = to_graph(module, example, self.input_name, self.gives)
+        return graph
 
     def calibrated(self, images: Tensor, info: DatasetInfo, method: Calibration) -> tuple[onnx.ModelProto, Ranges]:
         """Its graph in float as int8 is made of it, and the ranges of its tensors on the calibration images, which are
