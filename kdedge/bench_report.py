@@ -20,7 +20,10 @@ NOTES = [
 ]
 BUSY = 0.95  # own_cpu_share below this: something else ran on the measuring core
 PARTS = ("member", "head")  # roles of files that are no network by themselves
-WHOLE = ("teacher", "merged")  # roles of files that speak for a network; recommendation.py compares its other forms
+COMPARED = (
+    "teacher",
+    "merged",
+)  # roles that speak for a network; recommendation.py has a word on the other ways to run it
 
 
 class BenchRow(BaseModel):
@@ -87,14 +90,15 @@ def sentences(report: BenchReport) -> list[str]:
     if restless := [_file(row) for row in report.rows if not row.settled]:
         said.append(f"Times had not settled when measuring began: {', '.join(restless)}.")
 
-    whole = {(row.network, row.role, row.precision): row for row in report.rows if row.role in WHOLE}
+    whole = {(row.network, row.role, row.precision): row for row in report.rows if row.role not in PARTS}
+    compared = {key: row for key, row in whole.items() if row.role in COMPARED}
     accuracy = {(row.network, row.role, row.precision): row for row in report.validation.rows}
-    for (network, role, precision), row in whole.items():
+    for (network, role, precision), row in compared.items():
         fp32 = whole.get((network, role, "fp32"))
         if precision != "fp32" and fp32:
             said.append(_against_fp32(_name(report, row), row, fp32))
-    for key, row in whole.items():
-        teacher = next((r for r in whole.values() if r.role == "teacher" and _in_float(r) == _in_float(row)), None)
+    for key, row in compared.items():
+        teacher = next((r for r in compared.values() if r.role == "teacher" and _in_float(r) == _in_float(row)), None)
         if row.role != "teacher" and teacher:
             said.append(_against_teacher(_name(report, row), row, teacher, accuracy, key))
     if len({(row.network, row.role) for row in whole.values()}) > 1:
@@ -170,9 +174,10 @@ def _undecided(row: BenchRow) -> str:
 
 
 def _name(report: BenchReport, row: BenchRow) -> str:
-    """The network in words; one that has members is named as the one graph that they were merged into."""
+    """The network in words; one that has members is named as the graph that they are in."""
     group = any(other.role == "member" and other.network.startswith(f"{row.network}.") for other in report.rows)
-    return f"{row.network} in one graph" if group else row.network
+    graph = " in one graph as trained" if row.role == "plain" else " in one graph" if group else ""
+    return f"{row.network}{graph}"
 
 
 def rows_for_print(report: BenchReport) -> tuple[list[str], list[list[str]]]:

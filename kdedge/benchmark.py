@@ -17,7 +17,7 @@ from kdedge.bench_report import BenchReport, BenchRow, rows_for_print, sentences
 from kdedge.data.load import load_recorded
 from kdedge.devices import ColdAnswer, LatencyAnswer
 from kdedge.errors import DeviceError
-from kdedge.manifest import ExportedFile, Form, Manifest, Recommended, check_file, manifest_of
+from kdedge.manifest import ExportedFile, Manifest, Recommended, Way, check_file, manifest_of
 from kdedge.recipe_reader import resolved_recipe
 from kdedge.recommendation import FormRow, recommend
 from kdedge.statistics import quantile, quantile_interval
@@ -41,7 +41,7 @@ __all__ = ["BenchReport", "bench", "rows_for_print"]
 IMAGES = 64  # of the test split, in turn: one and the same would flatter branch predictor and caches
 MIN_RUNS = 100  # of a file in a round, however slow it is
 COLD_STARTS = 3  # the median counts
-FORMS: dict[str, Form] = {"head": "members", "branches": "one graph with branches"}  # by role
+WAYS: dict[str, Way] = {"head": "members", "plain": "one graph as trained"}  # by role
 
 
 def bench(
@@ -148,7 +148,7 @@ def forms(
         rows.append(
             FormRow(
                 network=graph.network,
-                form=FORMS.get(graph.role, "one graph"),
+                form=WAYS.get(graph.role, "one graph"),
                 precision=graph.precision,
                 threads=threads,
                 n=len(runs_ms),

@@ -51,7 +51,7 @@ def export(
     progress: Quiet | None = None,
     known: Known | None = None,
 ) -> Manifest:
-    """Write the run's teacher, members, heads and merged networks to RUN/export, then measure what was written.
+    """Write the run's teacher, members, heads and groups as a whole to RUN/export, then measure what was written.
 
     With `repair`, what passes the gate in no form of int8 is written with the fewest layers in float that let it pass.
     Calls that are given the same `known`, empty at first, measure a file that their runs share once. Raises GateError when an

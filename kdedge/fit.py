@@ -219,10 +219,11 @@ def objective(
     if any(source is None or source.needs_images for source in (frozen, *sources.values())):
         images = data.seen(batch.samples, batch.views)
     known = {number: source(batch, images) for number, source in sources.items()}
+    dense = None if frozen is None else frozen(batch, images)["dense"]
     # Everything after the network is float32 again.
     with torch.autocast(labels.device.type, torch.bfloat16, enabled=multiplies_bf16(labels.device)):
-        if frozen is not None:
-            seen = {"dense": frozen(batch, images)["dense"]}
+        if dense is not None:
+            seen = {"dense": dense}
         else:
             assert images is not None
             layers = {one.lesson.output for one in taught if one.lesson.what == "features"}

@@ -112,6 +112,9 @@ def judge(
             if cpu_class == court.here:
                 raise
             manifest.gates += [_not_judged(place, cpu_class, limit, f"not validated: {error}") for place in left]
+        for place in left:
+            if place[1] == "plain":
+                court.progress.note(f"{cpu_class}: {name_of(place)} passes in no form of int8 and does not ship")
     if repair is not None:
         for place in dict.fromkeys(verdict.place for verdict in manifest.refused):
             repair(court, place)
@@ -188,7 +191,7 @@ def least_drop(n: int) -> float:
 
 
 def _keep_what_ships(export: Path, manifest: Manifest) -> None:
-    """Delete the forms of each network that passed nowhere, but the first one when none passed; map classes to files."""
+    """Delete the forms of each network that passed nowhere, but the first one of what must pass; map classes to files."""
     passed: dict[tuple[Place, Precision], list[str]] = {}
     for verdict in manifest.gates:
         if verdict.passed:
@@ -200,7 +203,7 @@ def _keep_what_ships(export: Path, manifest: Manifest) -> None:
         for cpu_class in passed.get((place, graph.precision), ()):
             manifest.ships.setdefault(cpu_class, []).extend(paths)
         failed = graph.precision != "fp32" and (place, graph.precision) not in passed
-        if failed and (place in helped or graph.precision != "int8"):
+        if failed and (place in helped or graph.precision != "int8" or graph.role == "plain"):
             manifest.files = [file for file in manifest.files if file.path not in paths]
             for path in paths:
                 (export / path).unlink()

@@ -31,8 +31,8 @@ def chosen_device(name: str) -> torch.device:
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions that multiply bfloat16, with which a step takes 0.5 to 0.9 of its time in float32
-    (docs/lab-notes.md). Of CPUs those with AVX512-BF16 are known."""
+    """Whether the device has instructions that multiply bfloat16: a GPU that does not emulate it, an x86 with AVX512-BF16. There
+    a step takes 0.5 to 0.9 of its time in float32 (docs/lab-notes.md)."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))

@@ -16,13 +16,11 @@ from kdedge.errors import RunError
 from kdedge.recipe_values import Calibration
 from kdedge.store import Run, inside, read_as, sha256
 
-Role = Literal[
-    "teacher", "member", "head", "branches", "merged"
-]  # merged: rewritten for the device; branches: as trained
+Role = Literal["teacher", "member", "head", "merged", "plain"]  # of a group in one file: for the device, and as trained
 Precision = Literal["fp32", "int8", "int8-u8u8", "int8-u8u8-tensor", "int8-repaired"]
 INT8: tuple[Precision, ...] = get_args(Precision)[1:]
 FORMS = INT8[:-1]  # that the whole of a network can have, as exporters/int8.py has them, in the order of trying
-Form = Literal["one graph", "one graph with branches", "members"]  # of a group; members: their files, then the head's
+Way = Literal["one graph", "one graph as trained", "members"]  # to run a group; members: their files, then the head's
 Place = tuple[str, str]  # a network, and the role of the file that gives its logits
 
 
@@ -127,7 +125,7 @@ class Recommended(BaseModel):
     """How to run a network on a device, as `bench` measured it there."""
 
     network: str
-    form: Form
+    form: Way
     precision: Precision
     threads: int
     files: list[str]
@@ -169,9 +167,11 @@ class Manifest(BaseModel):
 
     @property
     def refused(self) -> list[GateResult]:
-        """The verdicts on what passed in no form on a CPU class that it is for."""
+        """The verdicts on what passed in no form on a CPU class that it is for. A group as trained may fail: the merged one
+        ships."""
         passed = {(gate.network, gate.role, gate.cpu_class) for gate in self.gates if gate.passed}
-        return [gate for gate in self.gates if (gate.network, gate.role, gate.cpu_class) not in passed]
+        judged = [gate for gate in self.gates if gate.role != "plain"]
+        return [gate for gate in judged if (gate.network, gate.role, gate.cpu_class) not in passed]
 
 
 def read_manifest(export: Path) -> Manifest:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from kdedge.bench_report import BUSY, WHOLE, BenchRow
+from kdedge.bench_report import BUSY, COMPARED, BenchRow
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError
 from kdedge.manifest import ExportedFile, Manifest, read_manifest
@@ -185,7 +185,7 @@ def _whole(manifest: Manifest, cpu_class: str) -> dict[File, ExportedFile]:
     found: dict[File, ExportedFile] = {}
     for file in manifest.files:
         key = file.network, "fp32" if file.precision == "fp32" else "int8"
-        if file.role in WHOLE and (key not in found or file.path in ships):
+        if file.role in COMPARED and (key not in found or file.path in ships):
             found[key] = file
     return found
 

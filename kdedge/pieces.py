@@ -1,5 +1,5 @@
 """What is exported of a run: each network as one piece, and of a group that ships its members and its head as well, and the
-graph that they make side by side, for devices on which the merged one is not the fastest.
+group as it was trained, for devices on which what it is rewritten into is not the fastest.
 
 A piece is one module that becomes one file a precision. It knows its graph, and the ranges that int8 takes.
 """
@@ -79,11 +79,11 @@ class Piece:
     def graph(self, example: Tensor, form: Arithmetic = "fp32") -> onnx.ModelProto:
         """Its graph in float, of a network rewritten into the layers that are fast in the form that its file will have.
 
-        Members, heads and branches stay as they are, and so does what was trained quantized: each of its layers has scales of
-        its own.
+        Members, heads and what is plain stay as they are, and so does what was trained quantized: each of its layers has scales
+        of its own.
         """
         module = self.in_float
-        if self.bits is None and self.role != "branches" and isinstance(module, Network):
+        if self.bits is None and self.role != "plain" and isinstance(module, Network):
             form = form if len(module.members) > 1 else "fp32"  # in both the same, traced once
             module = rewritten(module, example, SHARED[form])
         else:
@@ -118,12 +118,12 @@ class Piece:
         return dense, dense
 
     def file_name(self, precision: Precision) -> str:
-        part = f".{self.role}" if self.role in ("head", "branches", "merged") else ""
+        part = f".{self.role}" if self.role in ("head", "merged", "plain") else ""
         return f"{self.network}{part}.{precision}.onnx"
 
 
 def pieces_of(name: str, role: Role, network: Network, recipe: Recipe) -> Iterator[Piece]:
-    """A network, and if it is a group that is shipped, its members and its head as well, and these in one graph."""
+    """A network, and if it is a group that is shipped, its members and its head as well, and the group as it was trained."""
     quantize = recipe.networks[name].quantize
     bits = None if quantize is None else quantize.weights
     if role == "merged" and recipe.networks[name].is_group:
@@ -132,9 +132,9 @@ def pieces_of(name: str, role: Role, network: Network, recipe: Recipe) -> Iterat
             layers = network.models[number], views[number]
             yield Piece(f"{name}.{number}", "member", member, "dense", bits=bits, traced=traced[layers])
         yield Piece(name, "head", network.head, "logits", calibrate=network, bits=bits)
-        if bits is None:  # else the merged graph is that
-            yield Piece(name, "branches", network, "logits")
     yield Piece(name, role, network, "logits", bits=bits)
+    if role == "merged" and len(network.members) > 1 and bits is None:  # else the graph above is that
+        yield Piece(name, "plain", network, "logits")
 
 
 def finished(run: Run, recipe: Recipe, name: str) -> Network:
@@ -154,7 +154,7 @@ def quantizable(
         raise RunError(
             f"{name!r} was trained quantized: it has no float32 network beside it that its layers can be held against"
         )
-    (*_, piece) = pieces_of(name, role, finished(run, recipe, name), recipe)
+    piece = next(one for one in pieces_of(name, role, finished(run, recipe, name), recipe) if one.role == role)
     calibration = torch.from_numpy(dataset.train_images[run.data["calibration"]])
     graph, found = piece.calibrated(calibration, dataset.info, recipe.deploy.int8.calibration)
     return graph, found, PixelScale(dataset.info.mean, pixel_scale(dataset.info))

@@ -1,5 +1,5 @@
-"""In which form a group of students is fastest on a device: one graph or its members' files, in which precision, on how many
-threads. And whether int8 is worth it there.
+"""In which form a group of students is fastest on a device: one graph, rewritten or as trained, or its members' files, in which
+precision, on how many threads. And whether int8 is worth it there.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from kdedge.manifest import Form, Precision, Recommended
+from kdedge.manifest import Precision, Recommended, Way
 from kdedge.statistics import FEWEST_ROUNDS, ratio_interval
 
 Interval = tuple[float, float]
@@ -18,7 +18,7 @@ class FormRow(BaseModel):
     """One way to run a network on the device, at batch 1."""
 
     network: str
-    form: Form  # of members, the threads share the members
+    form: Way  # of members, the threads share the members
     precision: Precision
     threads: int
     n: int  # counted runs, over all rounds

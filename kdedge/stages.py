@@ -14,6 +14,7 @@ from kdedge.errors import Interrupted
 from kdedge.fit import Seen, accuracy, fit
 from kdedge.impressions import synthesize, write_impressions
 from kdedge.learners import learner, losses_of_members
+from kdedge.machine import multiplies_bf16
 from kdedge.models.network import Network, count_parameters, merged
 from kdedge.plan import Stage
 from kdedge.rules.merge import split_name
@@ -92,6 +93,7 @@ def _commit(work: Work, stage: Stage, write: Callable[[Path], dict[str, str]], k
             **write(folder),
             **known,  # what was trained or synthesized knows its seconds better: others may have begun it, before a stop
             "device": str(work.train.images.device),
+            "bf16": multiplies_bf16(work.train.images.device),  # in which what trains here does so
             "versions": work.run.versions,
         }
         store.write_json(folder / "stage.json", record)

@@ -1,7 +1,7 @@
 """Accuracy of exported files on a device, with confidence intervals.
 
-What is measured is the deployment: the teacher and the merged network as the files they are, and a group apart as its
-members' files chained with the head's file.
+What is measured is the deployment: teachers and groups in one file as the files they are, and a group apart as its members'
+files chained with the head's file.
 """
 
 from __future__ import annotations

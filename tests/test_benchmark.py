@@ -172,14 +172,14 @@ def test_the_way_to_run_a_group_is_measured_and_written_into_the_manifest(data_d
     run = write_run(tmp_path / "tiny", data_dir, rounds=3, seconds=1e-9)
     manifest = read_manifest(run.path / "export")
     merged = [file for file in manifest.files if file.role == "merged"]
-    manifest.files += [file.model_copy(update={"role": "branches"}) for file in merged]
+    manifest.files += [file.model_copy(update={"role": "plain"}) for file in merged]
     write_json(run.path / "export" / "manifest.json", manifest.model_dump(mode="json"))
     for _ in range(2):  # the second time takes the place of the first
         report = bench(run, data_dir=data_dir)
         threads = sorted({1, report.device["cores"]})
         ways = [(row.form, row.precision, row.threads) for row in report.forms]
         kinds = [(form, precision) for precision in ("fp32", "int8") for form in ("one graph", "members")]
-        kinds += [("one graph with branches", "fp32"), ("one graph with branches", "int8")]
+        kinds += [("one graph as trained", "fp32"), ("one graph as trained", "int8")]
         assert ways == [(*kind, n) for kind in kinds for n in threads]
         assert all(row.n >= 300 and len(row.round_p50_ms) == 3 for row in report.forms)
         chain = next(row for row in report.forms if row.form == "members")

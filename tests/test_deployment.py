@@ -57,11 +57,11 @@ PIECES = [
     "students.2",
     "students.3",
     "students.head",
-    "students.branches",
     "students.merged",
+    "students.plain",
 ]
 # 784-256 and its head; C32-C8-M-D16-D64; the head of 256 (Malik et al. 2021, Table 6)
-PARAMETERS = {"teacher": 785 * 256 + 2570, "member": 22_168, "head": 2_570, "branches": 91_242, "merged": 91_242}
+PARAMETERS = {"teacher": 785 * 256 + 2570, "member": 22_168, "head": 2_570, "merged": 91_242, "plain": 91_242}
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_the_manifest_has_the_fields_that_other_tools_read(exported: tuple[Path,
     members = {(f"students.{number}", "member") for number in range(4)}
     assert roles == {
         ("teacher", "teacher"),
-        *(("students", role) for role in ("head", "branches", "merged")),
+        *(("students", role) for role in ("head", "merged", "plain")),
         *members,
     }
 
@@ -155,8 +155,8 @@ BRANCHES = [*["Conv", "Conv", "Gemm", "Gemm"] * 4, "Concat", "Gemm"]
 @pytest.mark.parametrize(
     ("file", "expected", "width"),
     [
-        ("branches.fp32", BRANCHES, 256),
-        ("branches.int8", BRANCHES, 256),
+        ("plain.fp32", BRANCHES, 256),
+        ("plain.int8", BRANCHES, 256),
         ("merged.fp32", [*["Conv", "Conv", "Gemm"] * 4, "Concat", "Gemm"], 64),
         ("merged.int8", ["Conv", "Conv", "Conv", "Gemm"], 64),
     ],
@@ -185,7 +185,7 @@ def test_what_was_measured_is_told(exported: tuple[Path, Manifest], runs: Path) 
         else:
             assert file.float_nodes == []
     chains = {(row.network, row.role, row.precision, row.split, row.n) for row in manifest.accuracy}
-    places = [("teacher", "teacher"), *(("students", role) for role in ("head", "branches", "merged"))]
+    places = [("teacher", "teacher"), *(("students", role) for role in ("head", "merged", "plain"))]
     assert chains == {(*place, precision, "validation", 200) for place in places for precision in ("fp32", "int8")}
     assert [(gate.network, gate.role, gate.passed) for gate in manifest.gates] == [(*p, True) for p in places]
 

@@ -32,11 +32,11 @@ PLACES = [
     ("teacher", "teacher"),
     *((member, "member") for member in MEMBERS),
     ("students", "head"),
-    ("students", "branches"),
     ("students", "merged"),
+    ("students", "plain"),
 ]
-PARAMETERS = {"teacher": 2_380_938, "member": 22_168, "head": 2_570, "branches": 91_242, "merged": 91_242}
-CLASSIFIERS = [("teacher", "teacher"), *(("students", role) for role in ("head", "branches", "merged"))]
+PARAMETERS = {"teacher": 2_380_938, "member": 22_168, "head": 2_570, "merged": 91_242, "plain": 91_242}
+CLASSIFIERS = [("teacher", "teacher"), *(("students", role) for role in ("head", "merged", "plain"))]
 DEVICE = {"cpu", "cpu_class", "cores", "onnxruntime"}
 
 
@@ -101,7 +101,7 @@ def test_the_run_holds_these_files_and_no_others(chain: Chain) -> None:
         assert sorted(path.name for path in stage.iterdir()) == ["stage.json", "weights.safetensors"]
     files = [
         f"{piece}.{precision}.onnx"
-        for piece in ("teacher", *MEMBERS, "students.head", "students.branches", "students.merged")
+        for piece in ("teacher", *MEMBERS, "students.head", "students.merged", "students.plain")
         for precision in ("fp32", "int8")
     ]
     assert sorted(path.name for path in (chain.run / "export").iterdir()) == sorted([*files, "manifest.json"])
@@ -163,7 +163,7 @@ def test_the_accuracy_is_what_anyone_gets_from_the_files(chain: Chain) -> None:
         assert 0 <= low < row["accuracy"] < high <= 100
     fp32 = {row["role"]: row["correct"] for row in validation["rows"] if row["precision"] == "fp32"}
     assert abs(fp32["head"] - fp32["merged"]) <= 1  # the same network, cut in two ways
-    assert abs(fp32["head"] - fp32["branches"]) <= 1
+    assert abs(fp32["head"] - fp32["plain"]) <= 1
 
 
 def test_the_measurements(chain: Chain) -> None:

@@ -374,6 +374,23 @@ def test_with_frozen_members_only_the_head_changes(tmp_path: Path, kind: str) ->
     assert {name for name in before if before[name] != after[name]} == {"head.weight", "head.bias"}
 
 
+def test_a_head_that_learns_in_bf16_gets_what_frozen_members_give_in_float32(tmp_path: Path, in_bf16: None) -> None:
+    """So does the file of the head, whose members are files of their own."""
+    trained, given = with_state().eval(), set[torch.dtype]()
+    trained.head.register_forward_pre_hook(lambda head, values: given.add(values[0].dtype))
+    train(trained, LABELS, Fit(epochs=1, batch_size=32), tmp_path, frozen=Live(copy.deepcopy(trained)))
+    assert given == {torch.float32}
+
+
+def test_a_quantized_network_learns_in_bf16(tmp_path: Path, in_bf16: None) -> None:
+    """What it rounds is on its grid until a layer takes it, and all that a checkpoint keeps is float32."""
+    settings = Fit(epochs=5, batch_size=8, lr=0.01)
+    trained = quantized_network(network("mlp-16"), 8, 60)
+    history = train(trained, LABELS, settings, tmp_path)
+    assert history[-1]["validation_accuracy"] > 95 and history[-1]["loss"] < 0.2
+    assert {value.dtype for value in trained.state_dict().values()} == {torch.float32, torch.int64}
+
+
 def test_frozen_members_see_the_validation_images_once(tmp_path: Path) -> None:
     """In every epoch they would give the same, which takes longer than a head learns."""
     trained, data = with_state(), images(50, seed=1)

@@ -140,22 +140,23 @@ def test_only_the_layer_that_int8_ruins_stays_in_float(run_of: Callable[..., Run
 
 
 def test_of_a_chain_only_the_member_that_needs_it_has_a_layer_in_float(run_of: Callable[..., Run], data: Path) -> None:
-    """The graphs of the whole group are other files and are repaired by themselves: two layers of two members are one in the
-    merged one."""
+    """The merged network is another file and is repaired by itself: two layers of two members are one there. As trained, the
+    group need not pass, and its int8 file is gone."""
     run = run_of(fields={"count": 2}, teacher=network(), students=group(1))
     manifest = export(run, repair=True, data_dir=data)
-    chain, branches, merged = manifest.repaired
+    chain, merged = manifest.repaired
     assert (chain.role, [*chain.in_float], chain.layers) == ("head", ["students.1 linear_1 (Gemm)"], 7)
-    assert (branches.role, [*branches.in_float], branches.layers) == ("branches", ["linear_4 (Gemm)"], 8)
     assert merged.role == "merged" and len(merged.in_float) == 1
     in_float = {file.path: file.float_nodes for file in manifest.files if file.precision == "int8-repaired"}
-    assert in_float.pop("students.merged.int8-repaired.onnx") and in_float.pop("students.branches.int8-repaired.onnx")
+    assert in_float.pop("students.merged.int8-repaired.onnx")
     assert in_float == {
         "students.0.int8-repaired.onnx": [],
         "students.1.int8-repaired.onnx": ["node_linear_1 (Gemm)"],
         "students.head.int8-repaired.onnx": [],
     }
     assert manifest.refused == []
+    assert [file.path for file in manifest.files if file.role == "plain"] == ["students.plain.fp32.onnx"]
+    assert not (run.path / "export" / "students.plain.int8.onnx").exists()
 
 
 def test_other_ranges_are_tried_before_a_layer_in_float(

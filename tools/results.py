@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdedge.bench_report import COMPARED
 from kdedge.comparison import results, sentences
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.manifest import read_manifest
@@ -72,7 +73,7 @@ def page(results: Document) -> str:
         for row in measured["rows"]:
             low, high = row["latency_ms_p50_ci95"] or (row["latency_ms_p50"],) * 2
             p99 = "" if row["latency_ms_p99"] is None else f"{row['latency_ms_p99']:.3f}"
-            whole = row["role"] in ("teacher", "merged")
+            whole = row["role"] in COMPARED
             lines.append(
                 f"| {row['network']} {row['role']} {row['precision']} | {row['latency_ms_p50']:.3f} ({low:.3f} to {high:.3f}) "
                 f"| {row['latency_ms_p90']:.3f} | {p99} | {row['speedup'] if whole else ''} | {row['file_bytes'] / 1000:,.0f} |"

@@ -74,7 +74,8 @@ class ActivationQuantizer(nn.Module):
 class _OnGrid(torch.autograd.Function):
     """Values on the grid of a uint8, with the gradient of those that were not clipped.
 
-    torch's own `fake_quantize_per_tensor_affine` does the same, and on the CPU takes ten times as long (docs/lab-notes.md).
+    torch's own `fake_quantize_per_tensor_affine` does the same but for ties, and on the CPU goes through them one by one, which
+    takes several times as long (docs/lab-notes.md).
     """
 
     @staticmethod

@@ -34,7 +34,7 @@ from kdedge.variants import load_recipe
 IMAGES = 4096  # an epoch of each loop, short enough to take turns often
 RECIPE = load_recipe(Path(__file__).parents[2] / "recipes" / "tcn4.yaml")
 STUDENTS = RECIPE.networks["students"]
-BATCH_SIZES = (STUDENTS.fit.batch_size, 64, 128)
+BATCH_SIZES = dict.fromkeys((STUDENTS.fit.batch_size, 64, 128))
 
 Epoch = Callable[[int], int]  # trains once over the images, with that seed; gives the number of images seen by students
 
