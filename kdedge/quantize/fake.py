@@ -74,7 +74,7 @@ class ActivationQuantizer(nn.Module):
 class _OnGrid(torch.autograd.Function):
     """Values on the grid of a uint8, with the gradient of those that were not clipped.
 
-    torch's own `fake_quantize_per_tensor_affine` does the same but for ties, and on the CPU goes through them one by one, which
+    torch's own `fake_quantize_per_tensor_affine` does the same but for ties, and on the CPU goes from value to value, which
     takes several times as long (docs/lab-notes.md).
     """
 
