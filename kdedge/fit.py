@@ -21,6 +21,7 @@ from kdedge.errors import RunError, TrainingError
 from kdedge.losses import Lesson
 from kdedge.machine import multiplies_bf16
 from kdedge.models.network import Network
+from kdedge.quantize.layers import QuantizedLinear
 from kdedge.recipe import Fit
 from kdedge.store import write_bytes
 from kdedge.targets import Targets, Training, compute
@@ -220,8 +221,9 @@ def objective(
         images = data.seen(batch.samples, batch.views)
     known = {number: source(batch, images) for number, source in sources.items()}
     dense = None if frozen is None else frozen(batch, images)["dense"]
-    # Everything after the network is float32 again.
-    with torch.autocast(labels.device.type, torch.bfloat16, enabled=multiplies_bf16(labels.device)):
+    # Everything after the network is float32 again. What lies on a grid of integers would leave it in bfloat16.
+    bf16 = multiplies_bf16(labels.device) and not isinstance(network.head, QuantizedLinear)
+    with torch.autocast(labels.device.type, torch.bfloat16, enabled=bf16):
         if dense is not None:
             seen = {"dense": dense}
         else:

@@ -93,7 +93,7 @@ def _commit(work: Work, stage: Stage, write: Callable[[Path], dict[str, str]], k
             **write(folder),
             **known,  # what was trained or synthesized knows its seconds better: others may have begun it, before a stop
             "device": str(work.train.images.device),
-            "bf16": multiplies_bf16(work.train.images.device),  # in which what trains here does so
+            "bf16": multiplies_bf16(work.train.images.device),  # in which a network trains here that is not quantized
             "versions": work.run.versions,
         }
         store.write_json(folder / "stage.json", record)
