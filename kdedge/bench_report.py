@@ -20,10 +20,7 @@ NOTES = [
 ]
 BUSY = 0.95  # own_cpu_share below this: something else ran on the measuring core
 PARTS = ("member", "head")  # roles of files that are no network by themselves
-COMPARED = (
-    "teacher",
-    "merged",
-)  # roles that speak for a network; recommendation.py has a word on the other ways to run it
+COMPARED = ("teacher", "merged")  # roles that speak for a network; recommendation.py compares the ways to run it
 
 
 class BenchRow(BaseModel):

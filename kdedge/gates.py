@@ -114,7 +114,7 @@ def judge(
             manifest.gates += [_not_judged(place, cpu_class, limit, f"not validated: {error}") for place in left]
         for place in left:
             if place[1] == "plain":
-                court.progress.note(f"{cpu_class}: {name_of(place)} passes in no form of int8 and does not ship")
+                court.progress.note(f"{cpu_class}: {name_of(place)} has not passed in int8 and does not ship there")
     if repair is not None:
         for place in dict.fromkeys(verdict.place for verdict in manifest.refused):
             repair(court, place)
