@@ -66,12 +66,14 @@ def validate(
     run: Run | Path | str,
     *,
     cpu_classes: Sequence[str] = ("all",),
-    full: bool = False,
+    images: int | None = IMAGES,
     data_dir: Path | None = None,
     progress: Quiet | None = None,
     known: Known | None = None,
 ) -> CpuClasses:
-    """Accuracy of the run's int8 files on each CPU class, on the first 2,000 test images, or all; writes RUN/cpu_classes.json.
+    """Accuracy of the run's int8 files on each CPU class, on the first `images` test images; writes RUN/cpu_classes.json.
+
+    With None on all of them. On a large network 2,000 take hours, emulated.
 
     A class that cannot be run here, or on which it failed, has rows that say so: it is never taken for validated. Raises
     RunError, DataError, and DeviceError for a class that does not exist or when this machine fails.
@@ -88,10 +90,10 @@ def validate(
         if all(file.precision == "fp32" for file in manifest.files):
             raise RunError(f"{run.path / 'export'} has no int8 files. Export again: kdedge export {run.path} --int8")
         data = load_recorded(run.data, data_dir)
-        n = QUICK_IMAGES if run.quick else len(data.test_labels) if full else IMAGES
-        images, labels = data.test_images[:n], data.test_labels[:n]
+        first = slice(QUICK_IMAGES if run.quick else images)
+        pixels, labels = data.test_images[first], data.test_labels[first]
         said_on = partial(
-            measure, run.path / "export", images, labels, split="test", threads=os.cpu_count() or 1, known=known
+            measure, run.path / "export", pixels, labels, split="test", threads=os.cpu_count() or 1, known=known
         )
         progress.note(f"this machine: fp32 and int8 on {len(labels):,} test images")
         native = said_on()

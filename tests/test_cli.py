@@ -320,6 +320,9 @@ def test_validate_prints_a_table_or_one_document(data: Path) -> None:
     assert lines[0].split() == ["graph", "CPU", "class", "run", "on", "accuracy", "%", "as", "fp32", "as", "here"]
     assert len(lines[0]) <= 80 and lines[-1] == f"Written: {Path('runs/tiny/cpu_classes.json')}"
     assert document(kdedge(*arguments, "--json")) == json.loads(Path("runs/tiny/cpu_classes.json").read_text())
+    assert document(kdedge(*arguments, "--images", "3", "--json"))["n"] == 3
+    both = kdedge("validate", "--images", "3", "--full")
+    assert (both.exit_code, "name one of the two" in both.stderr) == (2, True)
     unknown = kdedge("validate", "--cpu-class", "vnni")
     assert (unknown.exit_code, unknown.stderr[:32]) == (1, "Error: There is no CPU class 'vn")
 

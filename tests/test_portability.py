@@ -153,12 +153,9 @@ def test_classes_are_chosen_and_an_unknown_one_is_refused_before_anything_is_run
         validate(folder, cpu_classes=["x86-vnn"], data_dir=data_dir)
 
 
-def test_two_thousand_images_unless_all_are_wanted(
-    folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kdedge.portability.IMAGES", 50)
-    for full, n in ((False, 50), (True, N)):
-        report = validate(folder, cpu_classes=["x86-sse"], full=full, data_dir=data_dir)
+def test_the_first_of_the_images_or_all(folder: Path, data_dir: Path) -> None:
+    for images, n in ((50, 50), (N + 1, N), (None, N)):
+        report = validate(folder, cpu_classes=["x86-sse"], images=images, data_dir=data_dir)
         assert {report.n, *(row.n for row in (*report.rows, *report.fp32))} == {n}
 
 

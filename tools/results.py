@@ -109,11 +109,21 @@ def _conditions(run: Path) -> Document:
     data, device = open_run(run).data, read_document(run / "bench.json")["device"]
     versions = read_manifest(run / "export").versions
     return {
-        "data": " as ".join(data[key] for key in ("name", "as") if key in data),
+        "data": data_name(data),
         "images": data["train"],
         "device": {key: device[key] for key in ("cpu", "cores", "cpu_class")},
         "versions": versions | {name: device[name] for name in versions if name in device},  # of what timed the files
     }
+
+
+def data_name(data: Document) -> str:
+    """The dataset of a run, such as "fashion-mnist as rgb32"."""
+    return " as ".join(data[key] for key in ("name", "as") if key in data)
+
+
+def distill(name: str, arguments: Sequence[str]) -> list[str]:
+    """The command that makes the runs of the recipe `name`, with what `settings` found."""
+    return ["kdedge", "distill", f"recipes/{name}.yaml", *_each("--set", arguments)]
 
 
 def settings(path: Path, made: list[Recipe]) -> list[str]:
@@ -169,7 +179,7 @@ def table_page(results: Document) -> str:
     name, runs = results["recipe"], f"runs/{results['recipe']}"
     baselines = dict.fromkeys(one["baseline"] for one in results["differences"])
     commands = [
-        ["kdedge", "distill", f"recipes/{name}.yaml", *_each("--set", results["settings"])],
+        distill(name, results["settings"]),
         ["kdedge", "export", runs, "--int8"],
         ["kdedge", "bench", runs],
         ["python", "tools/results.py", "table", "--runs", runs, *_each("--against", baselines)],

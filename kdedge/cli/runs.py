@@ -101,27 +101,39 @@ def bench(run: Path | None, device: str, threads: int | None, runs: Path, data_d
     metavar="all|NAME",
     help="Measure on this class, as `kdedge devices` lists them; may be given several times.",
 )
-@click.option("--full", is_flag=True, help="Take all test images instead of the first 2,000.")
+@click.option(
+    "--images", type=click.IntRange(min=1), metavar="N", help="Take the first N test images instead of 2,000."
+)
+@click.option("--full", is_flag=True, help="Take all test images.")
 @RUNS
 @DATA_DIR
 @JSON
 def validate(
-    run: Path | None, cpu_classes: tuple[str, ...], full: bool, runs: Path, data_dir: Path | None, as_json: bool
+    run: Path | None,
+    cpu_classes: tuple[str, ...],
+    images: int | None,
+    full: bool,
+    runs: Path,
+    data_dir: Path | None,
+    as_json: bool,
 ) -> None:
     """Measure the int8 files on other CPU classes, emulated, and compare with fp32 and with this machine.
 
     A class that cannot be emulated here is "not validated", never passed.
     """
-    from kdedge.portability import rows_to_print, sentences, validate
+    if images and full:
+        raise click.UsageError("--images takes some of the test images and --full all of them: name one of the two.")
+    from kdedge.portability import IMAGES, rows_to_print, sentences, validate
     from kdedge.progress import progress
     from kdedge.store import find_run
     from kdedge.validate import Known
 
+    n = None if full else images or IMAGES
     folder = find_run(run, runs)
     documents, known = [], Known()
     for one in _named_runs(folder, quiet=as_json):
         with progress() as shown:
-            report = validate(one, cpu_classes=cpu_classes, full=full, data_dir=data_dir, progress=shown, known=known)
+            report = validate(one, cpu_classes=cpu_classes, images=n, data_dir=data_dir, progress=shown, known=known)
         documents.append(report.model_dump(mode="json"))
         if not as_json:
             print_table(*rows_to_print(report))
