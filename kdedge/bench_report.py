@@ -53,7 +53,7 @@ class BenchReport(BaseModel):
 
     device: dict[str, Any]
     rows: list[BenchRow]
-    forms: list[FormRow] = []  # of groups: the ways to run them
+    forms: list[FormRow] = []  # the ways to run each student
     empty_runner_rss_bytes: int
     seconds: float  # for which each file was to be timed in each round
     own_cpu_share: float  # of the wall time, the least of all rounds
@@ -84,7 +84,9 @@ def sentences(report: BenchReport) -> list[str]:
             "One round has no spread, so it cannot tell which file is faster. Write `bench: {rounds: 5}` into the "
             "recipe, distil it again, which trains nothing anew, and measure again."
         )
-    if restless := [_file(row) for row in report.rows if not row.settled]:
+    restless = [_file(row) for row in report.rows if not row.settled]
+    restless += [f"{one.network} as {one.form} in {one.precision}" for one in report.forms if not one.settled]
+    if restless:
         said.append(f"Times had not settled when measuring began: {', '.join(restless)}.")
 
     whole = {(row.network, row.role, row.precision): row for row in report.rows if row.role not in PARTS}

@@ -54,7 +54,7 @@ def bench(
     known: Known | None = None,
 ) -> BenchReport:
     """Measure the run's export on `device`; write validation.json, predictions.npz and bench.json into the run, and into the
-    manifest how to run a group there.
+    manifest how to run a student there.
 
     `threads` wins over the recipe's; `progress` gets a line before each step. Calls that are given the same `known`, empty at
     first, measure the accuracy of a file that their runs share once. Raises RunError, DataError, DeviceError.
@@ -80,7 +80,8 @@ def bench(
         job_files = [{"name": f"{file.network} {file.role} {file.precision}", **job_file(file)} for file in files]
         alone = [{"name": file["name"], "members": [file], "head": None, "threads": threads} for file in job_files]
         timed = _rounds(device, turns | {"graphs": alone}, sent, rounds, f"{len(files)} files", progress)
-        ways = [] if run.quick else _ways(manifest, int(timed[0].device.get("cores") or 1))
+        own = timed[0].device
+        ways = [] if run.quick else _ways(manifest, int(own.get("affinity") or own.get("cores") or 1))
         forms_timed = forms(device, turns, ways, sent, rounds, progress)
 
         repeats = 1 if run.quick else min(COLD_STARTS, rounds)
@@ -98,7 +99,7 @@ def bench(
             verdicts=[],
             validation=validation,
         )
-        recommended = recommend(report.forms, report.device)
+        recommended = recommend(report.forms, report.device, manifest.ships)
         report.verdicts = [*sentences(report), *(one.why for one in recommended)]
         write_json(run.path / "bench.json", report.model_dump(mode="json", exclude={"validation"}))
         _record(export, manifest, recommended)
@@ -124,10 +125,9 @@ def _rounds(
 
 
 def _ways(manifest: Manifest, cores: int) -> list[tuple[Graph, int]]:
-    """Every way to run a group, and on how many threads."""
-    found = graphs(manifest)
-    groups = {graph.network for graph in found if graph.head}
-    return [(graph, threads) for graph in found if graph.network in groups for threads in sorted({1, cores})]
+    """Every way to run what is not a teacher, and on how many threads."""
+    students = [graph for graph in graphs(manifest) if graph.role != "teacher"]
+    return [(graph, threads) for graph in students for threads in sorted({1, cores})]
 
 
 def forms(

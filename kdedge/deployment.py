@@ -27,7 +27,7 @@ from kdedge.data.batches import pixel_scale
 from kdedge.data.catalog import DatasetInfo
 from kdedge.data.load import load_recorded
 from kdedge.errors import GateError, RunError
-from kdedge.gates import judge
+from kdedge.gates import judge, lost
 from kdedge.manifest import DataRecord, ExportedFile, Manifest, Place, Precision, Repair
 from kdedge.models.network import count_parameters
 from kdedge.pieces import Piece, finished, pieces_of, roles
@@ -91,9 +91,10 @@ def export(
         progress.note(f"measuring {len(manifest.files)} files on {len(validation[1]):,} validation images")
         store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
         if int8:
-            mend = Repairer(pieces, calibration, dataset.info, write, recipe.bench) if repair else None
+            mend = Repairer(pieces, calibration, dataset.info, write) if repair else None
             in_form = partial(_in_form, pieces, write)
-            judge(folder, manifest, *validation, recipe.deploy, in_form, repair=mend, known=known, progress=progress)
+            settings = recipe.deploy, recipe.bench
+            judge(folder, manifest, *validation, *settings, in_form, repair=mend, known=known, progress=progress)
             _record_float_nodes(folder, manifest.files)
         else:
             manifest.accuracy = measure(folder, *validation, split="validation", known=known).rows
@@ -104,14 +105,21 @@ def export(
 
 
 def _hold_the_gates(manifest: Manifest, export: Path, repair: bool) -> None:
-    """Raise GateError with every verdict on what passed in no form."""
-    if refused := manifest.refused:
-        lost = any(verdict.drop_points is not None for verdict in refused)
-        lines = [f"The int8 export {'lost too much accuracy' if lost else 'could not be validated'}:"]
-        lines += [f"  {verdict.reason}" for verdict in refused]
-        more = "train longer and export again" if repair or not lost else "train longer, or export again with --repair"
-        lines.append(f"The files are in {export}; ship the fp32 files, or {more}.")
-        raise GateError("\n".join(lines))
+    """Raise GateError with every verdict on what passed in no form, and with what helps."""
+    if not (refused := manifest.refused):
+        return
+    trained_quantized = {file.network for file in manifest.files if file.agreement_with_torch is not None}
+    advice = ["ship the fp32 files"]
+    if too_much := [verdict.network for verdict in refused if lost(verdict)]:
+        advice.append("train longer and export again")
+        if not repair and not trained_quantized.issuperset(too_much):
+            advice.append("export again with --repair")
+    if any(verdict.drop_points is None for verdict in refused):
+        advice.append("change deploy.cpu_classes: `kdedge devices` says which of them can be run here, and how")
+    lines = [f"The int8 export {'lost too much accuracy' if too_much else 'could not be validated'}:"]
+    lines += [f"  {verdict.reason}" for verdict in refused]
+    lines.append(f"The files are in {export}; {', or '.join(advice)}.")
+    raise GateError("\n".join(lines))
 
 
 def _note_training(manifest: Manifest, images: int, progress: Quiet) -> None:

@@ -1,10 +1,12 @@
 """The gates of `export`: may int8 stand in for float32, on every CPU class that the files are for?
 
-What may not is written in another form and judged again. What could not be run on a class has not passed on it.
+What may not is written in another form and judged again. What could not be run on a class has not passed on it. Where classes
+need different forms, one that does for all of them is preferred.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,14 +16,16 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from kdedge.benchmark import IMAGES, MIN_RUNS, forms
 from kdedge.devices import emulated
 from kdedge.errors import DeviceError, GateError
-from kdedge.manifest import FORMS, ExportedFile, GateResult, Manifest, Place, Precision
+from kdedge.manifest import FORMS, INT8, ExportedFile, GateResult, Manifest, Place, Precision, check_file
 from kdedge.progress import Quiet
-from kdedge.recipe import Deploy
+from kdedge.recipe import Bench, Deploy
+from kdedge.recommendation import FormRow, as_fast
 from kdedge.statistics import paired_drop
 from kdedge.store import write_json
-from kdedge.validate import Known, Validation, graph_files, graphs, measure
+from kdedge.validate import Known, Validation, graph_files, graphs, job_path, measure, put_array
 
 EMULATED_IMAGES = 2000  # a few minutes a class
 
@@ -38,6 +42,7 @@ class Court:
     images: NDArray[np.uint8]
     labels: NDArray[np.integer[Any]]
     deploy: Deploy
+    bench: Bench
     known: Known
     progress: Quiet
 
@@ -49,6 +54,10 @@ class Court:
     @property
     def here(self) -> str:
         return str(self.native.device.get("cpu_class", "unknown"))
+
+    def device(self, cpu_class: str) -> str:
+        """Where a CPU class is run: here, or emulated."""
+        return "cpu" if cpu_class == self.here else cpu_class
 
     def said_on(self, device: str, *precisions: Precision) -> Validation:
         """What files say of the images, or of the first of them where they are emulated. Raises DeviceError."""
@@ -63,8 +72,18 @@ class Court:
 
     def verdicts(self, cpu_class: str, judged: Collection[Place], form: Precision) -> list[GateResult]:
         """The verdict on each of some places in a form, on a CPU class. Raises DeviceError when it cannot be run here."""
-        there = self.said_on("cpu" if cpu_class == self.here else cpu_class, form)
+        there = self.said_on(self.device(cpu_class), form)
         return [gate(self.native, there, place, form, self.deploy.int8.max_drop_points) for place in judged]
+
+    def times(self, place: Place, *precisions: Precision) -> list[FormRow]:
+        """What the files of a place take on this machine in each of `precisions`, in turns, at batch 1."""
+        own = {one.precision: one for one in graphs(self.manifest) if (one.network, one.role) == place}
+        ways = [(own[precision], self.bench.threads) for precision in precisions]
+        files = {job_path(file): check_file(self.export, file) for one, _ in ways for file in graph_files(one)}
+        with tempfile.TemporaryDirectory(prefix="kdedge-times-") as folder:
+            images = put_array(Path(folder) / "images.npy", self.images[:IMAGES], files)
+            job = {"task": "latency", "images": images, "seconds": self.bench.seconds, "min_runs": MIN_RUNS}
+            return forms("cpu", job, ways, files, self.bench.rounds, self.progress.note)
 
 
 def judge(
@@ -73,6 +92,7 @@ def judge(
     images: NDArray[np.uint8],
     labels: NDArray[np.integer[Any]],
     deploy: Deploy,
+    bench: Bench,
     write: Write,
     *,
     repair: Mend | None = None,
@@ -82,12 +102,12 @@ def judge(
     """Judge the int8 files of an export folder on the CPU classes of `deploy`, or on this machine's when it names none.
 
     Images are uint8 [n, C, H, W], labels integer [n]; an emulated class sees the first 2,000 of them. `write` makes the files
-    of some networks in another form of int8, if they can have it; `repair` may add others for one that passed in none. The
-    manifest gets the verdicts, what ships on which class, and all accuracies here; the forms of a network that passed nowhere
-    are deleted, unless none passed. Raises GateError when there is nothing to judge, DeviceError when this machine fails.
+    of some networks in another form of int8, if they can have it; `repair` may add others for one that passed in none. `bench`
+    says how forms are timed. The manifest gets the verdicts, what ships on which class, and all accuracies here; the forms of a
+    network that ship nowhere are deleted, unless none does. Raises GateError when there is nothing to judge, DeviceError when this machine fails.
     """
     known = Known() if known is None else known
-    court = Court(export, manifest, images, labels, deploy, known, progress or Quiet())
+    court = Court(export, manifest, images, labels, deploy, bench, known, progress or Quiet())
     if not places(manifest, "int8"):
         raise GateError("The gate has nothing to judge: there is no int8 file. Export again.")
     limit = deploy.int8.max_drop_points
@@ -118,7 +138,7 @@ def judge(
     if repair is not None:
         for place in dict.fromkeys(verdict.place for verdict in manifest.refused):
             repair(court, place)
-    _keep_what_ships(export, manifest)
+    _keep_what_ships(export, manifest, _chosen(court))
     manifest.accuracy = court.said_on("cpu", *get_args(Precision)).rows
 
 
@@ -190,20 +210,54 @@ def least_drop(n: int) -> float:
     return paired_drop(right := np.ones(n, np.bool_), right).upper_points
 
 
-def _keep_what_ships(export: Path, manifest: Manifest) -> None:
-    """Delete the forms of each network that passed nowhere, but the first one of what must pass; map classes to files."""
-    passed: dict[tuple[Place, Precision], list[str]] = {}
-    for verdict in manifest.gates:
+def _chosen(court: Court) -> dict[Place, dict[str, Precision]]:
+    """For each place the form that ships on each CPU class where one passed: the first that did, or one for all of them."""
+    passed: dict[Place, dict[str, Precision]] = {}
+    for verdict in court.manifest.gates:
         if verdict.passed:
-            passed.setdefault((verdict.place, verdict.precision), []).append(str(verdict.cpu_class))
-    helped = {place for place, _ in passed}
+            passed.setdefault(verdict.place, {}).setdefault(str(verdict.cpu_class), verdict.precision)
+    for place, forms_by_class in passed.items():
+        last = max(forms_by_class.values(), key=INT8.index)  # no other one passes where it was needed
+        others = {cpu_class: form for cpu_class, form in forms_by_class.items() if form != last}
+        if others and _does_for(court, place, last, others):
+            passed[place] = dict.fromkeys(forms_by_class, last)
+            court.progress.note(f"{name_of(place)}: {last} does for {', '.join(forms_by_class)}, so it alone ships")
+    return passed
+
+
+def _does_for(court: Court, place: Place, form: Precision, others: dict[str, Precision]) -> bool:
+    """Whether a form passes on the CPU classes of `others` too, is as accurate there as far as can be told as the form that
+    each of them has, and here as fast."""
+    for cpu_class, other in others.items():
+        try:
+            there = court.said_on(court.device(cpu_class), other, form)
+        except DeviceError:
+            return False
+        court.manifest.gates.append(
+            verdict := gate(court.native, there, place, form, court.deploy.int8.max_drop_points)
+        )
+        drop = paired_drop(there.right(*place, other), there.right(*place, form))
+        if not verdict.passed or drop.lower_points > 0:
+            return False
+    return court.here not in others or as_fast(*court.times(place, form, others[court.here]))
+
+
+def lost(verdict: GateResult) -> bool:
+    """Whether a network that is refused lost too much, rather than that nothing could be told: for want of the CPU, or images."""
+    return verdict.drop_points is not None and least_drop(verdict.n) <= verdict.max_drop_points
+
+
+def _keep_what_ships(export: Path, manifest: Manifest, chosen: dict[Place, dict[str, Precision]]) -> None:
+    """Map classes to files, and delete the forms of each network that ship nowhere, but the first one of what must ship."""
     manifest.ships = {}
     for graph in graphs(manifest):
         place, paths = (graph.network, graph.role), [file.path for file in graph_files(graph)]
-        for cpu_class in passed.get((place, graph.precision), ()):
+        classes = [cpu_class for cpu_class, form in chosen.get(place, {}).items() if form == graph.precision]
+        for cpu_class in classes:
             manifest.ships.setdefault(cpu_class, []).extend(paths)
-        failed = graph.precision != "fp32" and (place, graph.precision) not in passed
-        if failed and (place in helped or graph.precision != "int8" or graph.role == "plain"):
+        if graph.precision == "fp32" or classes:
+            continue
+        if place in chosen or graph.precision != "int8" or graph.role == "plain":
             manifest.files = [file for file in manifest.files if file.path not in paths]
             for path in paths:
                 (export / path).unlink()

@@ -1,9 +1,10 @@
-"""In which form a group of students is fastest on a device: one graph, rewritten or as trained, or its members' files, in which
-precision, on how many threads. And whether int8 is worth it there.
+"""How a student is to be run on a device: in which precision, on how many threads, and of a group in which form: one graph,
+rewritten or as trained, or its members' files. And whether int8 is worth it there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,6 +13,8 @@ from kdedge.manifest import Precision, Recommended, Way
 from kdedge.statistics import FEWEST_ROUNDS, ratio_interval
 
 Interval = tuple[float, float]
+
+AS_FAST = 1.05  # times the time of another one: two runs of the same file on a busy machine differ by as much
 
 
 class FormRow(BaseModel):
@@ -30,36 +33,49 @@ class FormRow(BaseModel):
     settled: bool
 
 
-def recommend(rows: list[FormRow], device: dict[str, Any]) -> list[Recommended]:
-    """For each network the form to run on a device: the fastest, or of those as fast the simplest and then the smallest.
+def recommend(rows: list[FormRow], device: dict[str, Any], ships: Mapping[str, Collection[str]]) -> list[Recommended]:
+    """For each network the way to run it on a device: the fastest, or of those as fast the simplest and then the smallest.
 
-    None of networks with fewer rounds than tell equal speeds from unknown ones, which is three.
+    int8 counts where its files are among those that ship for the device's CPU class, as the manifest has them. There is none
+    of networks with fewer rounds than tell equal speeds from unknown ones, which is three.
     """
-    found = []
+    cpu_class, found = str(device.get("cpu_class", "unknown")), []
     for network in dict.fromkeys(row.network for row in rows):
         forms = [row for row in rows if row.network == network]
         if min(len(row.round_p50_ms) for row in forms) < FEWEST_ROUNDS:
             continue
-        chosen = _best(forms)
+        passed = [row for row in forms if row.precision == "fp32" or set(row.files) <= {*ships.get(cpu_class, ())}]
+        chosen, why = _best(passed), ""
+        if left_out := len(forms) - len(passed):
+            why = f" {left_out} {'ways' if left_out > 1 else 'way'} in int8 did not count: no gate was passed on {cpu_class}."
         found.append(
             Recommended(
                 **chosen.model_dump(include={"network", "form", "precision", "threads", "files", "latency_ms_p50"}),
                 cpu=device.get("cpu"),
-                cpu_class=str(device.get("cpu_class", "unknown")),
-                why=_why(network, forms, chosen),
+                cpu_class=cpu_class,
+                why=_why(network, passed, chosen) + why,
             )
         )
     return found
 
 
+def as_fast(row: FormRow, other: FormRow) -> bool:
+    """Whether it takes hardly longer than another one, in the geometric mean over rounds."""
+    mean, _ = ratio_interval([own / theirs for own, theirs in zip(row.round_p50_ms, other.round_p50_ms, strict=True)])
+    return mean <= AS_FAST
+
+
 def _best(forms: list[FormRow]) -> FormRow:
-    """The fastest; of those that are not slower for certain the one with the fewest threads, files and bytes."""
+    """The fastest, or of those that are as fast the one with the fewest threads, files and bytes."""
     fastest = min(forms, key=lambda row: row.latency_ms_p50)
-    as_fast = [row for row in forms if row is fastest or not _slower(row, fastest)]
-    return min(as_fast, key=lambda row: (row.threads, len(row.files), row.file_bytes))
+    return min(
+        (row for row in forms if row is fastest or as_fast(row, fastest)),
+        key=lambda row: (row.threads, len(row.files), row.file_bytes),
+    )
 
 
 def _slower(row: FormRow, other: FormRow) -> bool:
+    """Whether it is for certain."""
     ratios = [theirs / own for own, theirs in zip(row.round_p50_ms, other.round_p50_ms, strict=True)]
     _, interval = ratio_interval(ratios)
     return interval is not None and interval[1] < 1
@@ -75,7 +91,7 @@ def _why(network: str, forms: list[FormRow], chosen: FormRow) -> str:
     by_float = {is_float: [row for row in forms if (row.precision == "fp32") == is_float] for is_float in (True, False)}
     if not all(by_float.values()):
         return said
-    fp32, int8 = _best(by_float[True]), _best(by_float[False])
+    fp32, int8 = (chosen if chosen in by_float[one] else _best(by_float[one]) for one in (True, False))
     times = f"({int8.latency_ms_p50:.3f} against {fp32.latency_ms_p50:.3f} ms"
     sizes = f"{int8.file_bytes / 1000:,.0f} against {fp32.file_bytes / 1000:,.0f} kB)"
     if _slower(fp32, int8):

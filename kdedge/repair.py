@@ -7,10 +7,8 @@ on the validation images, on each CPU class where the network failed, by the sam
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, get_args
 
 import numpy as np
@@ -21,14 +19,11 @@ from torch import Tensor
 from exporters.calibration import Calibration, activations
 from exporters.int8 import FORMS, quantize
 from exporters.signals import Layer, Signal, apart, layers
-from kdedge.benchmark import IMAGES, MIN_RUNS, forms
 from kdedge.data.catalog import DatasetInfo
-from kdedge.gates import Court, least_drop, name_of
-from kdedge.manifest import ExportedFile, GateResult, Manifest, Place, Precision, Repair, Repaired, check_file
+from kdedge.gates import Court, lost, name_of
+from kdedge.manifest import ExportedFile, GateResult, Manifest, Place, Precision, Repair, Repaired
 from kdedge.pieces import Piece
-from kdedge.recipe import Bench
 from kdedge.statistics import ratio_interval
-from kdedge.validate import graph_files, graphs, job_path, put_array
 
 REPAIRED: Precision = "int8-repaired"
 
@@ -62,7 +57,6 @@ class Repairer:
     images: Tensor
     info: DatasetInfo
     write: Write
-    bench: Bench
 
     def __call__(self, court: Court, place: Place) -> None:
         """Add to the manifest the files of a network in `int8-repaired` that pass wherever it failed, with verdicts and cost.
@@ -72,17 +66,17 @@ class Repairer:
         pieces, name = [piece for piece in self.pieces if piece.place == place], name_of(place)
         refused = [one for one in court.manifest.refused if one.place == place]
         not_run = {one.cpu_class for one in refused if one.drop_points is None}
-        lost = [one for one in refused if one.cpu_class not in not_run and least_drop(one.n) <= one.max_drop_points]
+        failed = [one for one in refused if one.cpu_class not in not_run and lost(one)]
         if any(piece.bits is not None for piece in pieces):
             court.progress.note(f"{name} is not repaired: it was trained quantized, and its scales are its own")
-        elif not lost:
+        elif not failed:
             court.progress.note(f"{name} is not repaired: what it lost could not be told: {refused[0].reason}")
         else:
             bounds = dict[Precision, float]()
-            for one in lost:
+            for one in failed:
                 bounds[one.precision] = max(bounds.get(one.precision, -np.inf), one.upper95_points or 0.0)
             best = min(bounds, key=bounds.__getitem__)
-            classes = [*dict.fromkeys(str(one.cpu_class) for one in lost)]
+            classes = [*dict.fromkeys(str(one.cpu_class) for one in failed)]
             method = court.deploy.int8.calibration
             self._repair(_Trial(court, place, pieces, classes, self.write, best, method), bounds[best])
 
@@ -120,16 +114,7 @@ class Repairer:
     def _repaired(self, trial: _Trial, kept: list[Noisy]) -> Repaired:
         """What the files that pass are, and what they take beside those of int8 that failed."""
         court, (network, role) = trial.court, trial.place
-        own = [one for one in graphs(court.manifest) if (one.network, one.role) == trial.place]
-        failed, passing = (next(one for one in own if one.precision == form) for form in ("int8", REPAIRED))
-        files = {
-            job_path(file): check_file(court.export, file) for one in (failed, passing) for file in graph_files(one)
-        }
-        with tempfile.TemporaryDirectory(prefix="kdedge-repair-") as folder:
-            images = put_array(Path(folder) / "images.npy", court.images[:IMAGES], files)
-            job = {"task": "latency", "images": images, "seconds": self.bench.seconds, "min_runs": MIN_RUNS}
-            ways = [(one, self.bench.threads) for one in (failed, passing)]
-            before, after = forms("cpu", job, ways, files, self.bench.rounds, court.progress.note)
+        before, after = court.times(trial.place, "int8", REPAIRED)
         ratios = [new / old for new, old in zip(after.round_p50_ms, before.round_p50_ms, strict=True)]
         ratio, interval = ratio_interval(ratios)
         return Repaired(
@@ -150,7 +135,7 @@ class Repairer:
             int8_latency_ms_p50=before.latency_ms_p50,
             latency_ratio=ratio,
             latency_ratio_ci95=interval,
-            threads=self.bench.threads,
+            threads=court.bench.threads,
             cpu_class=court.here,
         )
 

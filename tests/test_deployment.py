@@ -318,12 +318,12 @@ def test_a_lost_gate_leaves_the_files_and_says_why(alone: Run, data: Path) -> No
     with pytest.raises(GateError) as caught:
         export(alone.path, int8=True, data_dir=data)
     message = str(caught.value).splitlines()
-    assert message[0] == "The int8 export lost too much accuracy:"
+    assert message[0] == "The int8 export could not be validated:"
     assert (
         message[1].startswith("  only (teacher): int8 drops by ")
         and "; 0 are allowed; 200 images cannot show less than 0.97, " in message[1]
     )
-    assert f"The files are in {alone.path / 'export'}" in message[-1]
+    assert message[-1] == f"The files are in {alone.path / 'export'}; ship the fp32 files."
     assert caught.value.exit_code == 3
     left = sorted(path.name for path in (alone.path / "export").iterdir())
     assert left == ["manifest.json", "only.fp32.onnx", "only.int8.onnx"]
@@ -340,8 +340,11 @@ def test_a_class_that_cannot_be_run_is_not_said_to_have_lost(
     alone.recipe["deploy"] = {"int8": {"max_drop_points": 100}, "cpu_classes": [other]}
     with pytest.raises(GateError) as caught:
         export(alone, data_dir=data)
-    first, reason, _ = str(caught.value).splitlines()
+    first, reason, advice = str(caught.value).splitlines()
     assert first == "The int8 export could not be validated:"
+    assert advice.endswith(
+        "; ship the fp32 files, or change deploy.cpu_classes: `kdedge devices` says which of them can be run here, and how."
+    )
     assert reason.startswith(f"  only (teacher) on {other}: not validated: ")
 
 

@@ -234,9 +234,9 @@ def test_what_is_not_repaired(bits: int | None, verdict: dict[str, object], why:
         Manifest(recipe="x", files=[], gates=[GateResult.model_validate(GATE | failed | verdict)]),
     )
     nothing = np.zeros(0, np.uint8)
-    court = Court(tmp_path, manifest, nothing, nothing, Deploy(), Known(), notes)
+    court = Court(tmp_path, manifest, nothing, nothing, Deploy(), Bench(), Known(), notes)
     pieces = [Piece("students", "merged", network(), "logits", bits=bits)]
-    Repairer(pieces, torch.zeros(0), FASHION, None, Bench())(court, ("students", "merged"))  # type: ignore[arg-type]
+    Repairer(pieces, torch.zeros(0), FASHION, None)(court, ("students", "merged"))  # type: ignore[arg-type]
     assert notes.said == [f"students (merged) is not repaired: {why}"]
     assert manifest.files == manifest.repaired == []
 
