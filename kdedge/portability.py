@@ -20,7 +20,7 @@ from kdedge.errors import DeviceError, RunError
 from kdedge.manifest import INT8, ValidationRow, manifest_of
 from kdedge.progress import Quiet
 from kdedge.statistics import paired_drop
-from kdedge.store import CPU_CLASSES, Run, lock, open_run, write_json
+from kdedge.store import CPU_CLASSES, Run, lock, open_run, read_as, write_json
 from kdedge.validate import Known, Validation, measure
 from kdedge.variants import QUICK_IMAGES
 
@@ -73,7 +73,8 @@ def validate(
 ) -> CpuClasses:
     """Accuracy of the run's int8 files on each CPU class, on the first `images` test images; writes RUN/cpu_classes.json.
 
-    With None on all of them. On a large network 2,000 take hours, emulated.
+    With None on all of them. On a large network 2,000 take hours, emulated. Rows of other classes stay in the file where they are
+    of the same files, images and machine.
 
     A class that cannot be run here, or on which it failed, has rows that say so: it is never taken for validated. Raises
     RunError, DataError, and DeviceError for a class that does not exist or when this machine fails.
@@ -90,7 +91,7 @@ def validate(
         if all(file.precision == "fp32" for file in manifest.files):
             raise RunError(f"{run.path / 'export'} has no int8 files. Export again: kdedge export {run.path} --int8")
         data = load_recorded(run.data, data_dir)
-        first = slice(QUICK_IMAGES if run.quick else images)
+        first = slice(min(images or QUICK_IMAGES, QUICK_IMAGES) if run.quick else images)
         pixels, labels = data.test_images[first], data.test_labels[first]
         said_on = partial(
             measure, run.path / "export", pixels, labels, split="test", threads=os.cpu_count() or 1, known=known
@@ -118,8 +119,20 @@ def validate(
             fp32=[row for row in native.rows if row.precision == "fp32"],
             rows=rows,
         )
+        report.rows = sorted(report.rows + _kept(run, report), key=lambda row: devices.CPU_CLASSES.index(row.cpu_class))
         write_json(run.path / CPU_CLASSES, report.model_dump(mode="json"))
     return report
+
+
+def _kept(run: Run, report: CpuClasses) -> list[ClassRow]:
+    """What an earlier report has of other classes, measured as this one."""
+    try:
+        before = read_as(run.path / CPU_CLASSES, CpuClasses)
+    except RunError:  # there is none, or it is damaged
+        return []
+    if (before.files, before.n, before.device) != (report.files, report.n, report.device):
+        return []
+    return [row for row in before.rows if row.cpu_class not in {one.cpu_class for one in report.rows}]
 
 
 def _rows(there: Validation, native: Validation) -> list[ClassRow]:

@@ -159,6 +159,21 @@ def test_the_first_of_the_images_or_all(folder: Path, data_dir: Path) -> None:
         assert {report.n, *(row.n for row in (*report.rows, *report.fp32))} == {n}
 
 
+def test_a_quick_run_is_measured_on_few_images_at_most(folder: Path, data_dir: Path) -> None:
+    run = open_run(folder)
+    run.quick = True
+    assert [validate(run, cpu_classes=["x86-sse"], images=n, data_dir=data_dir).n for n in (50, None)] == [50, N]
+
+
+def test_what_is_known_of_other_classes_is_kept(folder: Path, data_dir: Path) -> None:
+    one, other = (validate(folder, cpu_classes=[name], data_dir=data_dir) for name in ("x86-sse", "x86-avx2"))
+    assert {row.cpu_class for row in one.rows} == {"x86-sse"}
+    assert list(dict.fromkeys(row.cpu_class for row in other.rows)) == ["x86-avx2", "x86-sse"]
+    assert [row for row in other.rows if row.cpu_class == "x86-sse"] == one.rows
+    again = validate(folder, cpu_classes=["x86-sse"], images=50, data_dir=data_dir)
+    assert {row.cpu_class for row in again.rows} == {"x86-sse"}  # the others are of other images
+
+
 def test_an_export_of_other_weights_is_refused(folder: Path, data_dir: Path) -> None:
     run = open_run(folder)
     run.stages[0].key = "1" * 64
