@@ -56,7 +56,7 @@ def proved(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception | None], None
 
     def prove(error: Exception | None = None) -> None:
         def run(cpu_class: str, job: Any, files: Any, *, arm64: Path) -> dict[str, Any]:
-            assert cpu_class == "arm64-dotprod" and (arm64 / "site/numpy/__init__.py").is_file()
+            assert cpu_class == "arm64" and (arm64 / "site/numpy/__init__.py").is_file()
             (arm64 / "site/numpy/__init__.pyc").write_text("compiled by the trial")
             if error:
                 raise error
@@ -97,6 +97,17 @@ def test_apt_has_a_state_of_its_own_and_pip_takes_wheels_for_that_python(
     assert pip[pip.index("--python-version") + 1] == "3.11"
     assert {f"onnxruntime=={version('onnxruntime')}", "--no-deps", "--only-binary=:all:"} <= set(pip)
     assert all("://" not in word for command in calls for word in command)  # the user's own sources
+
+
+def test_a_user_without_a_name_can_make_it(
+    cache: Path, calls: Calls, proved: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container a user id often has no entry."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    arm64.setup()
+    assert all("-oAPT::Sandbox::User=root" in command for command in calls if command[0] == "apt-get")
 
 
 def test_what_does_not_run_does_not_replace_what_does(cache: Path, calls: Calls, proved: Callable[..., None]) -> None:

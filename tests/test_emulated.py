@@ -1,18 +1,27 @@
 """Other CPUs: what they are told, what starts them, what is missing, and, where QEMU is, what their arithmetic does."""
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
-from tiny_export import labelled_images
+from random_networks import data_of, pixels_of
+from torch import nn
 
+from exporters.calibration import ranges
+from exporters.float32 import to_graph
+from exporters.int8 import FORMS, quantize
 from kdedge import devices
+from kdedge.data.batches import normalise
 from kdedge.devices import emulated, runner
 from kdedge.errors import DeviceError
+from kdedge.models.layers import GlobalMean
 from kdedge.store import sha256
 
 ANY_JOB: dict[str, Any] = {"task": "fuse", "files": []}
@@ -98,6 +107,68 @@ def test_a_missing_qemu_is_named(tools: Path) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("name", "qemu", "old", "new"),
+    [
+        ("x86-avx2", "qemu-x86_64-static", "6.2.0 (Debian 1:6.2+dfsg-2ubuntu6.24)", "7.2.22 (Debian 1:7.2+dfsg-7)"),
+        ("arm64-dotprod", "qemu-aarch64-static", "7.0.0", "7.1.0"),
+    ],
+)
+def test_a_qemu_without_the_instructions_of_a_cpu_is_refused(
+    tools: Path, name: str, qemu: str, old: str, new: str
+) -> None:
+    """Of AVX2 it only warns, and onnxruntime would take the kernels that do not saturate."""
+    arm_environment(emulated.arm64_folder())
+    program(tools, qemu, f"echo {qemu} version '{old}'")
+    cpu, needed = emulated.GUESTS[name].cpu, new[:3]
+    message = f"{qemu} {old.split()[0]} cannot imitate {cpu}. Install QEMU {needed} or newer."
+    assert emulated.problem(name) == message
+    with pytest.raises(DeviceError, match=message):
+        emulated.run(name, ANY_JOB, {})
+    for version in (new, "10.0.2"):
+        emulated.version.cache_clear()
+        program(tools, qemu, f"echo {qemu} version '{version}'")
+        assert emulated.problem(name) is None
+    program(tools, qemu, "exit 1")  # those that every QEMU has do not depend on its version
+    assert emulated.problem("x86-sse" if "x86" in name else "arm64") is None
+
+
+def test_an_arm_machine_has_its_own_python_and_none_for_x86(
+    tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an Arm environment beside it, which no x86 CPU can run, and one that is being made."""
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    for machine in ("x86_64", "aarch64"):
+        program(tools, f"qemu-{machine}-static", "echo qemu version 7.2.22")
+    arm_environment(emulated.arm64_folder())
+    there_is_none = "There is no x86_64 Python on this aarch64 machine, so it takes an x86_64 one."
+    assert [emulated.problem(name) for name in emulated.GUESTS] == [there_is_none, there_is_none, None, None]
+    with pytest.raises(DeviceError, match=there_is_none):
+        emulated.run("x86-sse", ANY_JOB, {})
+
+    started: list[str] = []
+
+    def note(job: Any, files: Any, *, interpreter: list[str | Path], **options: Any) -> dict[str, Any]:
+        started.append(str(interpreter[-1]))
+        return {}
+
+    monkeypatch.setattr("kdedge.devices.local.run", note)
+    made = arm_environment(tmp_path / "made")
+    emulated.run("arm64", ANY_JOB, {})
+    emulated.run("arm64", ANY_JOB, {}, arm64=made)
+    assert started == [str(Path(sys.executable).resolve()), str(made / "root/usr/bin/python3.11")]
+
+
+def test_a_user_without_a_home_is_told_what_to_set(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tools, "qemu-aarch64-static", "")
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as for a user id without an entry
+    assert emulated.problem("arm64") == (
+        "There is no folder for the Arm Python, as this user has no home. Set XDG_CACHE_HOME to a folder."
+    )
+
+
 def test_an_arm_environment_is_used_only_as_it_was_made(tools: Path, tmp_path: Path) -> None:
     program(tools, "qemu-aarch64-static", "")
     folder = emulated.arm64_folder()
@@ -128,7 +199,28 @@ def test_the_classes_say_how_they_can_be_had(tools: Path, monkeypatch: pytest.Mo
     assert found["x86-vnni"][0] == found["arm64"][0] == "not here"
 
 
-def integer_network(path: Path, pair: int, apart: int) -> Path:
+def skip_without(device: str) -> None:
+    if device != "cpu" and (problem := emulated.problem(device)):
+        pytest.skip(problem)
+
+
+def ask(device: str, models: dict[str, onnx.ModelProto], images: np.ndarray, folder: Path) -> devices.AccuracyAnswer:
+    """What the device says of the images, by each model."""
+    np.save(folder / "images.npy", images)
+    np.save(folder / "labels.npy", np.zeros(len(images), np.int64))
+    for name, model in models.items():
+        (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
+    files = {name: folder / name for name in ("images.npy", "labels.npy", *(f"{name}.onnx" for name in models))}
+    entries = {name: {"path": name, "sha256": sha256(path)} for name, path in files.items()}
+    graphs = [{"name": name, "members": [entries[f"{name}.onnx"]], "head": None} for name in models]
+    job = {"task": "accuracy", "threads": 1, "batch": len(images), "graphs": graphs}
+    job |= {"images": entries["images.npy"], "labels": entries["labels.npy"]}
+    answer = devices.ask(device, job, files, devices.AccuracyAnswer)
+    assert device in ("cpu", answer.device["cpu_class"])
+    return answer
+
+
+def integer_network(pair: int, apart: int) -> onnx.ModelProto:
     """Two classes of an image whose pixels 0, 1 and 4 are 255, from integer weights.
 
     Class 0 has `pair` at pixels 0 and 1, whose products are added first; class 1 has `apart` at pixels 0 and 4.
@@ -150,8 +242,7 @@ def integer_network(path: Path, pair: int, apart: int) -> Path:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString())
-    return path
+    return model
 
 
 SATURATES = {"x86-vnni": False, "x86-avx2": True, "x86-sse": False, "arm64-dotprod": False, "arm64": False}
@@ -160,26 +251,48 @@ SATURATES = {"x86-vnni": False, "x86-avx2": True, "x86-sse": False, "arm64-dotpr
 @pytest.mark.parametrize("device", ["cpu", *emulated.GUESTS])
 def test_weights_of_8_bits_saturate_where_7_bits_do_not(device: str, tmp_path: Path) -> None:
     """255 * 127 + 255 * 127 is more than 16 bits hold, and what is left of it less than class 1 has; with 63 it fits."""
-    if device != "cpu" and (problem := emulated.problem(device)):
-        pytest.skip(problem)
-    images = labelled_images(4)[0]
-    images[:] = 0
+    skip_without(device)
+    images = np.zeros((4, 1, 28, 28), np.uint8)
     images[:, 0, 0, [0, 1, 4]] = 255
-    np.save(tmp_path / "images.npy", images)
-    np.save(tmp_path / "labels.npy", np.zeros(4, np.int64))
-    files = {
-        "images.npy": tmp_path / "images.npy",
-        "labels.npy": tmp_path / "labels.npy",
-        "8 bits.onnx": integer_network(tmp_path / "8 bits.onnx", 127, 100),
-        "7 bits.onnx": integer_network(tmp_path / "7 bits.onnx", 63, 50),
-    }
-    entries = {name: {"path": name, "sha256": sha256(path)} for name, path in files.items()}
-    graphs = [{"name": name, "members": [entries[f"{name}.onnx"]], "head": None} for name in ("8 bits", "7 bits")]
-    job = {"task": "accuracy", "threads": 1, "batch": 4, "graphs": graphs}
-    job |= {"images": entries["images.npy"], "labels": entries["labels.npy"]}
-    answer = devices.ask(device, job, files, devices.AccuracyAnswer)
+    answer = ask(device, {"8 bits": integer_network(127, 100), "7 bits": integer_network(63, 50)}, images, tmp_path)
     cpu_class = answer.device["cpu_class"]
-    assert device in ("cpu", cpu_class)
     assert [graph.predictions for graph in answer.graphs] == [[int(SATURATES[cpu_class])] * 4, [0] * 4]
     if device != "cpu":
         assert answer.device["emulated"]["cpu"] == emulated.GUESTS[device].cpu
+
+
+def exported_networks(images: np.ndarray) -> dict[str, onnx.ModelProto]:
+    """A convolution and a linear layer in each form that export has, and with int8 weights of all 8 bits.
+
+    Class 0 adds all pixels, class 1 the even columns, 1.8-fold: of two products that are added first, one is 0.
+    """
+    info = data_of("tcn-student-4")
+    samples = normalise(torch.from_numpy(images), info)
+    layers = {"convolution": nn.Conv2d(1, 2, 2, stride=2, bias=False), "linear": nn.Linear(784, 2, bias=False)}
+    forms = {**FORMS, "8 bits": replace(FORMS["int8"], seven_bits=False)}
+    models = {}
+    for kind, layer in layers.items():
+        with torch.no_grad():
+            layer.weight[0], layer.weight[1] = 1, 0
+            layer.weight[1, ..., ::2] = 1.8
+        around = (nn.Flatten(), layer) if kind == "linear" else (layer, nn.ReLU(), GlobalMean(), nn.Flatten())
+        graph = to_graph(nn.Sequential(*around).eval(), samples[:2], "pixels", "logits")
+        found = ranges(graph, samples.numpy())
+        for name, form in forms.items():
+            models[f"{kind} {name}"] = quantize(graph, found, pixels_of(info), info.shape, form)
+    return models
+
+
+def test_every_form_of_export_says_on_x86_avx2_what_it_says_here(tmp_path: Path) -> None:
+    """Bright images are of class 0, those with bright even columns of class 1, which all are where the sums saturate."""
+    skip_without("x86-avx2")
+    images = np.zeros((20, 1, 28, 28), np.uint8)
+    images[:10] = images[10:, ..., ::2] = np.arange(255, 215, -4)[:, None, None, None]
+    classes = [0] * 10 + [1] * 10
+    models = exported_networks(images)
+    there, here = (ask(device, models, images, tmp_path) for device in ("x86-avx2", "cpu"))
+    for answer in (there, here):
+        wrong = [1] * 20 if SATURATES[answer.device["cpu_class"]] else classes
+        assert {graph.name: graph.predictions for graph in answer.graphs} == {
+            name: wrong if "8 bits" in name else classes for name in models
+        }

@@ -7,7 +7,6 @@ from its index and checks their hashes. What was unpacked is hashed as a whole, 
 
 from __future__ import annotations
 
-import getpass
 import importlib.util
 import json
 import shutil
@@ -75,7 +74,7 @@ def _make(work: Path, say: Callable[[str], None]) -> Path:
         except BadZipFile as error:
             raise DeviceError(f"{wheel.name} is no wheel: {error}") from None
     say("starting it once")
-    emulated.run("arm64-dotprod", {"task": "fuse", "files": []}, {}, arm64=made)
+    emulated.run("arm64", {"task": "fuse", "files": []}, {}, arm64=made)
     document = {
         "sha256": emulated.tree_sha256(made),
         "downloads": {file.name: emulated.file_sha256(file) for file in (*packages, *wheels)},
@@ -93,7 +92,7 @@ def _packages(work: Path) -> list[Path]:
     options = {
         "APT::Architecture": "arm64",
         "APT::Architectures": "arm64",
-        "APT::Sandbox::User": getpass.getuser(),
+        "APT::Sandbox::User": "root",  # else root's apt downloads as _apt, who cannot write here; of other users it is not read
         "Dir::State::Lists": f"{apt}/lists",
         "Dir::State::status": f"{apt}/status",
         "Dir::Cache": str(apt),

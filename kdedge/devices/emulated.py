@@ -25,7 +25,6 @@ from typing import Any
 from kdedge.devices import local
 from kdedge.errors import DeviceError
 
-TIMEOUT_S = 12 * 3600  # emulation is some fifty times as slow as the machine
 TASKS = ("accuracy", "fuse")  # what does not depend on time
 
 
@@ -36,13 +35,17 @@ class Guest:
     machine: str  # as `platform.machine()` has it
     cpu: str  # as QEMU's option -cpu has it
     features: str
+    oldest_qemu: tuple[int, int] | None = None  # that has the CPU and its instructions; None when all have
 
 
 _ARM = "fp asimd aes pmull sha1 sha2 crc32"
 GUESTS = {
-    "x86-avx2": Guest("x86_64", "Haswell", "sse sse2 ssse3 sse4_1 sse4_2 avx f16c fma avx2"),
+    # Without AVX2 an older QEMU only warns, and onnxruntime takes the kernels of x86-sse, which do not saturate.
+    "x86-avx2": Guest("x86_64", "Haswell", "sse sse2 ssse3 sse4_1 sse4_2 avx f16c fma avx2", (7, 2)),
     "x86-sse": Guest("x86_64", "Nehalem", "sse sse2 ssse3 sse4_1 sse4_2"),
-    "arm64-dotprod": Guest("aarch64", "cortex-a76", f"{_ARM} atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"),
+    "arm64-dotprod": Guest(
+        "aarch64", "cortex-a76", f"{_ARM} atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp", (7, 1)
+    ),
     "arm64": Guest("aarch64", "cortex-a53", f"{_ARM} cpuid"),
 }
 _PARTS = {"cortex-a76": ("0x4", "0xd0b", "1"), "cortex-a53": ("0x0", "0xd03", "4")}  # variant, part, revision
@@ -54,7 +57,7 @@ def run(
     files: Mapping[str, Path],
     *,
     arm64: Path | None = None,
-    timeout_s: float = TIMEOUT_S,
+    timeout_s: float = local.TIMEOUT_S,
 ) -> dict[str, Any]:
     """The runner's answer to `job` on a CPU of `cpu_class`, one of GUESTS; its `device` says what was emulated, and by what.
 
@@ -67,7 +70,7 @@ def run(
         )
     guest = GUESTS[cpu_class]
     qemu = find_qemu(guest)
-    python, packages, root = _host() if _is_host(guest) else _arm64(arm64)
+    python, packages, root = _python(guest, arm64)
     environment = {"PYTHONPATH": packages} | ({} if arm64 else {"PYTHONDONTWRITEBYTECODE": "1"})
     with tempfile.TemporaryDirectory(prefix="kdedge-guest-") as prefix:
         for entry in root.iterdir() if root else ():
@@ -89,18 +92,23 @@ def problem(cpu_class: str) -> str | None:
     guest = GUESTS[cpu_class]
     try:
         find_qemu(guest)
-        _host() if _is_host(guest) else _arm64()
+        _python(guest)
     except DeviceError as error:
         return str(error)
     return None
 
 
 def find_qemu(guest: Guest) -> str:
-    """Path of QEMU's user mode for the guest's instructions. Raises DeviceError when it is not installed."""
+    """Path of QEMU's user mode for the guest's instructions. Raises DeviceError when it is not installed, or too old."""
     name = f"qemu-{guest.machine}"
     found = shutil.which(f"{name}-static") or shutil.which(name)
     if found is None:
         raise DeviceError(f"{name}-static is not installed. On Debian and Ubuntu: apt-get install qemu-user-static")
+    if guest.oldest_qemu and tuple(map(int, version(found).split(".")[:2])) < guest.oldest_qemu:
+        oldest = "{}.{}".format(*guest.oldest_qemu)
+        raise DeviceError(
+            f"{Path(found).name} {version(found)} cannot imitate {guest.cpu}. Install QEMU {oldest} or newer."
+        )
     return found
 
 
@@ -111,7 +119,7 @@ def version(qemu: str) -> str:
         said = subprocess.run([qemu, "--version"], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DeviceError(f"{qemu} --version failed: {error}") from None
-    if not (found := re.search(r"version (\d[\w.]*)", said)):
+    if not (found := re.search(r"version (\d+(\.\d+)+)", said)):
         raise DeviceError(f"{qemu} --version: expected a version, found {said[:80]!r}")
     return found[1]
 
@@ -136,6 +144,17 @@ def _is_host(guest: Guest) -> bool:
     return guest.machine == platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
 
 
+def _python(guest: Guest, arm64: Path | None = None) -> tuple[Path, str, Path | None]:
+    """A Python for the guest, where its onnxruntime and numpy are, and its root, if it has one. Raises DeviceError."""
+    if guest.machine == "aarch64" and (arm64 or not _is_host(guest)):
+        return _arm64(arm64)
+    if _is_host(guest):
+        return _host()
+    raise DeviceError(
+        f"There is no {guest.machine} Python on this {platform.machine()} machine, so it takes an {guest.machine} one."
+    )
+
+
 def _host() -> tuple[Path, str, None]:
     """This Python, where its onnxruntime and numpy are, and no root of its own."""
     python = Path(sys.executable).resolve()  # QEMU runs the program itself, not the link of a virtual environment
@@ -151,8 +170,16 @@ def _host() -> tuple[Path, str, None]:
 
 
 def arm64_folder() -> Path:
-    """Where the user's Arm environment is: root/ with Python, site/ with onnxruntime and numpy, environment.json."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Where the user's Arm environment is: root/ with Python, site/ with onnxruntime and numpy, environment.json.
+
+    Raises DeviceError for a user without a home.
+    """
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise DeviceError(
+            "There is no folder for the Arm Python, as this user has no home. Set XDG_CACHE_HOME to a folder."
+        ) from None
     return Path(cache) / "kdedge" / "arm64"
 
 
