@@ -22,7 +22,7 @@ from kdedge.errors import DeviceError, GateError
 from kdedge.manifest import FORMS, INT8, ExportedFile, GateResult, Manifest, Place, Precision, check_file
 from kdedge.progress import Quiet
 from kdedge.recipe import Bench, Deploy
-from kdedge.recommendation import FormRow, as_fast
+from kdedge.recommendation import AS_FAST, FormRow, times_as_long
 from kdedge.statistics import paired_drop
 from kdedge.store import write_json
 from kdedge.validate import Known, Validation, graph_files, graphs, job_path, measure, put_array
@@ -219,27 +219,37 @@ def _chosen(court: Court) -> dict[Place, dict[str, Precision]]:
     for place, forms_by_class in passed.items():
         last = max(forms_by_class.values(), key=INT8.index)  # no other one passes where it was needed
         others = {cpu_class: form for cpu_class, form in forms_by_class.items() if form != last}
-        if others and _does_for(court, place, last, others):
+        if not others:
+            continue
+        if objection := _objection(court, place, last, others):
+            court.progress.note(f"{name_of(place)}: {last} does not ship alone, as {objection}")
+        else:
             passed[place] = dict.fromkeys(forms_by_class, last)
-            court.progress.note(f"{name_of(place)}: {last} does for {', '.join(forms_by_class)}, so it alone ships")
+            court.progress.note(f"{name_of(place)}: {last} does for {', '.join(forms_by_class)}, so it ships alone")
     return passed
 
 
-def _does_for(court: Court, place: Place, form: Precision, others: dict[str, Precision]) -> bool:
-    """Whether a form passes on the CPU classes of `others` too, is as accurate there as far as can be told as the form that
-    each of them has, and here as fast."""
+def _objection(court: Court, place: Place, form: Precision, others: dict[str, Precision]) -> str | None:
+    """What speaks against a form on the CPU classes of `others`, which have another one: it fails there, is less accurate as far
+    as can be told, or is slower here."""
     for cpu_class, other in others.items():
         try:
             there = court.said_on(court.device(cpu_class), other, form)
-        except DeviceError:
-            return False
+        except DeviceError as error:
+            return str(error)
         court.manifest.gates.append(
             verdict := gate(court.native, there, place, form, court.deploy.int8.max_drop_points)
         )
         drop = paired_drop(there.right(*place, other), there.right(*place, form))
-        if not verdict.passed or drop.lower_points > 0:
-            return False
-    return court.here not in others or as_fast(*court.times(place, form, others[court.here]))
+        if not verdict.passed:
+            return f"it does not pass on {cpu_class}"
+        if drop.lower_points > 0:
+            return f"it loses {drop.points:.2f} points against {other} on {cpu_class}"
+    if court.here in others:
+        ratio = times_as_long(*court.times(place, form, others[court.here]))
+        if ratio > AS_FAST:
+            return f"it takes {ratio:.2f} times as long as {others[court.here]} here"
+    return None
 
 
 def lost(verdict: GateResult) -> bool:

@@ -59,17 +59,17 @@ def recommend(rows: list[FormRow], device: dict[str, Any], ships: Mapping[str, C
     return found
 
 
-def as_fast(row: FormRow, other: FormRow) -> bool:
-    """Whether it takes hardly longer than another one, in the geometric mean over rounds."""
+def times_as_long(row: FormRow, other: FormRow) -> float:
+    """How many times the time of another one it takes, in the geometric mean over rounds."""
     mean, _ = ratio_interval([own / theirs for own, theirs in zip(row.round_p50_ms, other.round_p50_ms, strict=True)])
-    return mean <= AS_FAST
+    return mean
 
 
 def _best(forms: list[FormRow]) -> FormRow:
     """The fastest, or of those that are as fast the one with the fewest threads, files and bytes."""
     fastest = min(forms, key=lambda row: row.latency_ms_p50)
     return min(
-        (row for row in forms if row is fastest or as_fast(row, fastest)),
+        (row for row in forms if row is fastest or times_as_long(row, fastest) <= AS_FAST),
         key=lambda row: (row.threads, len(row.files), row.file_bytes),
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_export import exported, labelled_images, pixels, write_export, write_head, write_image_network
+from tiny_export import Notes, exported, labelled_images, pixels, write_export, write_head, write_image_network
 
 from exporters import int8
 from kdedge import devices
@@ -88,6 +88,7 @@ class Export:
     def __init__(self, folder: Path) -> None:
         self.manifest = write_export(folder).model_copy(update={"gates": []})
         self.folder, self.asked = folder / "export", list[tuple[str, list[Place]]]()
+        self.notes = Notes()
 
     def write(
         self, form: Precision, wanted: Collection[Place], columns: Callable[[Precision], list[int]]
@@ -117,6 +118,7 @@ class Export:
             deploy,
             Bench(rounds=1, seconds=0.01),
             lambda form, wanted: self.write(form, wanted, columns),
+            progress=self.notes,
         )
         return self.manifest
 
@@ -212,6 +214,7 @@ def test_one_form_that_does_for_every_class_ships_alone(export: Export) -> None:
     # The merged network has that form already, for this machine; the chain's one is a file here.
     assert export.asked == [("int8-u8u8", [MERGED]), ("int8-u8u8", [TEACHER, HEAD])]
     assert {row.cpu_class for row in manifest.accuracy} == {"x86-avx2"}
+    assert "students (head): int8-u8u8 does for x86-avx2, x86-sse, so it ships alone" in export.notes.said
 
 
 def test_two_forms_ship_where_one_for_all_is_slower_here(export: Export, pace: dict[str, int]) -> None:
@@ -220,6 +223,10 @@ def test_two_forms_ship_where_one_for_all_is_slower_here(export: Export, pace: d
     here, there = (manifest.ships[cpu_class] for cpu_class in ("x86-avx2", "x86-sse"))
     assert "teacher.int8.onnx" in here and "head.int8.onnx" in here and "students.int8-u8u8.onnx" in here
     assert "teacher.int8-u8u8.onnx" in there and "students.int8-u8u8.onnx" in there and "teacher.int8.onnx" not in there
+    assert (
+        "students (head): int8-u8u8 does not ship alone, as it takes 1.10 times as long as int8 here"
+        in export.notes.said
+    )
 
 
 def test_two_forms_ship_where_one_for_all_is_less_accurate(export: Export) -> None:
@@ -227,6 +234,8 @@ def test_two_forms_ship_where_one_for_all_is_less_accurate(export: Export) -> No
     manifest = export.judge("x86-avx2", "x86-sse", limit=13.0, columns=lambda form: [*range(9), -1])
     here, there = (manifest.ships[cpu_class] for cpu_class in ("x86-avx2", "x86-sse"))
     assert "head.int8.onnx" in here and "students.head.int8-u8u8.onnx" in there
+    said = "students (head): int8-u8u8 does not ship alone, as it loses 10.00 points against int8 on x86-avx2"
+    assert said in export.notes.said
     verdicts = [(one.cpu_class, one.precision, one.passed) for one in manifest.gates if one.place == HEAD]
     assert verdicts == [
         ("x86-avx2", "int8", True),

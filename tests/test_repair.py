@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny_export import GATE, recorded_data, write_data, write_run
+from tiny_export import GATE, Notes, recorded_data, write_data, write_run
 from torch import nn
 
 from kdedge import devices
@@ -24,7 +24,6 @@ from kdedge.gates import Court
 from kdedge.manifest import GateResult, Manifest, Repaired, read_manifest
 from kdedge.models.network import Network
 from kdedge.pieces import Piece
-from kdedge.progress import Quiet
 from kdedge.recipe import Bench, Deploy
 from kdedge.repair import Repairer, fewest, sentences
 from kdedge.store import Run, open_run, sha256
@@ -193,16 +192,6 @@ def test_a_class_that_is_emulated_judges_the_repair_and_takes_no_time(
     manifest = export(run, repair=True, data_dir=data)
     assert manifest.ships == {other: ["teacher.int8.onnx", "students.merged.int8-repaired.onnx"]}
     assert manifest.repaired[0].cpu_class == devices.here()["cpu_class"] != manifest.gates[-1].cpu_class == other
-
-
-class Notes(Quiet):
-    """What was noted."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
 
 
 def test_where_one_layer_in_int8_is_too_many_the_network_is_refused(run_of: Callable[..., Run], data: Path) -> None:

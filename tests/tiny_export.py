@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from kdedge.audit import audit
 from kdedge.data.load import load
 from kdedge.manifest import ExportedFile, GateResult, Manifest, TensorInfo
+from kdedge.progress import Quiet
 from kdedge.store import Run, StageRecord, sha256, write_json
 
 PARAMETERS = 100  # told in the manifest; nothing here counts them
@@ -159,3 +160,13 @@ def write_run(path: Path, data_dir: Path, *, quick: bool = False, rounds: int = 
     )
     run.write()
     return run
+
+
+class Notes(Quiet):
+    """What was noted."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
