@@ -8,7 +8,7 @@ quiet machines alone.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,11 @@ from kdedge.bench_report import BUSY
 from kdedge.data.catalog import DATASETS
 from kdedge.errors import RunError
 from kdedge.manifest import Precision
-from kdedge.measurements import Measured, Measurements, Timing, measurements_of
+from kdedge.measurements import Measured, Measurements, Timing, by_variant, measurements_of, same_network, sharing
 from kdedge.recipe import Reference
 from kdedge.statistics import mcnemar, mean_gain
 from kdedge.store import write_json
 from kdedge.wording import unknown
-
-_Runs = dict[int, Measured]  # of one variant, by seed
 
 
 class ResultRow(BaseModel):
@@ -43,6 +41,10 @@ class ResultRow(BaseModel):
     train_s: float  # mean over seeds; of this network's stages alone
     speedup: float | None  # over the fp32 teacher of the same run, measured on a quiet machine; mean over seeds
     speedup_sd: float | None  # None for one seed
+    file_bytes: int | None = None  # of the ONNX file; mean over seeds
+    # Of the file and its network in torch, the worst of all seeds: as the manifest has them.
+    agreement_with_torch_min: float | None = None  # percent of images; where it was trained quantized
+    difference_to_torch_max: float | None = None  # of a logit
     reference: list[Reference]
 
 
@@ -115,9 +117,9 @@ def _rows(runs: Measurements) -> list[ResultRow]:
     """A row for each network, variant and precision; a network that variants share comes once."""
     rows = []
     names = dict.fromkeys(network for one in runs.measured for network in one.recipe.networks)
-    everywhere = len(_by_variant(runs.measured))
+    everywhere = len(by_variant(runs.measured))
     for network in names:
-        for variants, shared in _sharing(runs.measured, network):
+        for variants, shared in sharing(runs.measured, network):
             of_all = len(variants) == everywhere and (everywhere > 1 or not runs.recipe.variants)
             reference = [
                 known
@@ -132,50 +134,22 @@ def _rows(runs: Measurements) -> list[ResultRow]:
     return rows
 
 
-def _by_variant(measured: list[Measured]) -> dict[str | None, _Runs]:
-    found: dict[str | None, _Runs] = {}
-    for one in measured:
-        found.setdefault(one.recipe.variant, {})[one.recipe.seed] = one
-    return found
-
-
-def _sharing(measured: list[Measured], network: str) -> list[tuple[list[str | None], _Runs]]:
-    """The variants that share a network, and its runs: one for each seed that any of them was measured with, timed if any is."""
-    groups: list[tuple[list[str | None], _Runs]] = []
-    for variant, runs in _by_variant([one for one in measured if network in one.keys]).items():
-        for variants, shared in groups:
-            if _same(runs, shared, network):
-                variants.append(variant)
-                for seed, one in runs.items():
-                    if seed not in shared or shared[seed].speedup.get((network, "fp32")) is None:
-                        shared[seed] = one
-                break
-        else:
-            groups.append(([variant], runs))
-    return groups
-
-
-def _same(runs: _Runs, others: _Runs, network: str) -> bool:
-    """Whether both have one and the same network, as far as they have seeds in common, and they have."""
-    common = runs.keys() & others.keys()
-    return bool(common) and all(runs[seed].keys[network] == others[seed].keys[network] for seed in common)
-
-
 def _row(
     variant: str | None, network: str, precision: Precision, runs: list[Measured], reference: list[Reference]
 ) -> ResultRow:
     file, first = (network, precision), runs[0]
+    files = [one.files[file] for one in runs]
     classes = len(DATASETS[first.recipe.data.name].classes)
     confusion = np.zeros((classes, classes), np.int64)
     for one in runs:
         np.add.at(confusion, (one.labels, one.predictions[file]), 1)
     accuracy = [round(100 * float((one.predictions[file] == one.labels).mean()), 4) for one in runs]
-    speedups = [speedup for one in runs if (speedup := one.speedup[file]) is not None]
+    speedups = _known(one.speedup[file] for one in runs)
     return ResultRow(
         variant=variant,
         network=network,
         precision=precision,
-        parameters=first.parameters[network],
+        parameters=files[0].parameters,
         seeds=[one.recipe.seed for one in runs],
         accuracy=accuracy,
         accuracy_mean=round(statistics.fmean(accuracy), 4),
@@ -185,8 +159,15 @@ def _row(
         train_s=round(statistics.fmean(one.seconds[network] for one in runs), 1),
         speedup=round(statistics.fmean(speedups), 4) if speedups else None,
         speedup_sd=_spread(speedups),
+        file_bytes=round(statistics.fmean(one.bytes for one in files)),
+        agreement_with_torch_min=min(_known(one.agreement_with_torch for one in files), default=None),
+        difference_to_torch_max=max(_known(one.difference_to_torch for one in files), default=None),
         reference=reference,
     )
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def _spread(values: list[float]) -> float | None:
@@ -197,13 +178,13 @@ def _differences(
     measured: list[Measured], network: str, precision: Precision, against: tuple[str, ...]
 ) -> list[Difference]:
     """Each variant of a network against some of them, by default the first; no two are compared twice."""
-    having = _by_variant([one for one in measured if (network, precision) in one.predictions])
+    having = by_variant([one for one in measured if (network, precision) in one.predictions])
     runs = {variant: of_variant for variant, of_variant in having.items() if variant is not None}
     found: dict[frozenset[str], Difference] = {}
     for baseline in [name for name in against or list(runs)[:1] if name in runs]:
         for variant in runs:
             two = frozenset((variant, baseline))
-            if two not in found and not _same(runs[variant], runs[baseline], network):
+            if two not in found and not same_network(runs[variant], runs[baseline], network):
                 labels = next(iter(runs[baseline].values())).labels
                 pairs = [
                     (other, runs[variant][seed])

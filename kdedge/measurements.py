@@ -43,13 +43,16 @@ class Measured:
     recipe: Recipe
     labels: NDArray[np.integer[Any]]  # [n]
     predictions: dict[File, NDArray[np.integer[Any]]]  # [n]
-    parameters: dict[str, int]
+    files: dict[File, ExportedFile]  # as the manifest has them
     seconds: dict[str, float]  # of all stages of each network
     keys: dict[str, str]  # of the stage that gave each network its weights
     speedup: dict[File, float | None]  # None where nothing has a teacher, and all of them when the machine was busy
     timing: Timing
     own_cpu_share: float
     other_forms: dict[str, str]  # of networks that ship in another form of int8 than the first: which
+
+
+Runs = dict[int, Measured]  # of one variant, by seed
 
 
 @dataclass
@@ -115,6 +118,36 @@ def measurements_of(folder: Path) -> Measurements:
     return found
 
 
+def by_variant(measured: list[Measured]) -> dict[str | None, Runs]:
+    """The runs of each variant."""
+    found: dict[str | None, Runs] = {}
+    for one in measured:
+        found.setdefault(one.recipe.variant, {})[one.recipe.seed] = one
+    return found
+
+
+def sharing(measured: list[Measured], network: str) -> list[tuple[list[str | None], Runs]]:
+    """The variants that share a network, and its runs: one for each seed that any of them was measured with, timed if any is."""
+    groups: list[tuple[list[str | None], Runs]] = []
+    for variant, runs in by_variant([one for one in measured if network in one.keys]).items():
+        for variants, shared in groups:
+            if same_network(runs, shared, network):
+                variants.append(variant)
+                for seed, one in runs.items():
+                    if seed not in shared or shared[seed].speedup.get((network, "fp32")) is None:
+                        shared[seed] = one
+                break
+        else:
+            groups.append(([variant], runs))
+    return groups
+
+
+def same_network(runs: Runs, others: Runs, network: str) -> bool:
+    """Whether both have one and the same network, as far as they have seeds in common, and they have."""
+    common = runs.keys() & others.keys()
+    return bool(common) and all(runs[seed].keys[network] == others[seed].keys[network] for seed in common)
+
+
 def _agree(one: Recipe, other: Recipe) -> bool:
     """Whether two runs can be of one version of a recipe: their files are made alike, but for what their variants change."""
     runs = () if one.variant == other.variant else (one, other)
@@ -167,7 +200,7 @@ def _read(run: Run, recipe: Recipe) -> Measured | None:
         recipe=recipe,
         labels=arrays["labels"],
         predictions={file: arrays[name] for file, name in names.items()},
-        parameters={file.network: file.parameters for file in whole.values()},
+        files=whole,
         seconds=seconds,
         keys={stage.network: stage.key for stage in run.stages},  # the last one counts
         speedup={key: speedup[file.sha256] if bench.own_cpu_share >= BUSY else None for key, file in whole.items()},

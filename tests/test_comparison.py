@@ -140,6 +140,32 @@ def test_accuracies_are_those_that_bench_measured(study: Path) -> None:
     assert len(found.rows) == 6  # the teacher is the same in both variants and comes once
 
 
+def test_a_row_has_the_size_of_its_files_and_the_least_parity_over_seeds(study: Path) -> None:
+    told = {3: (1000, 99.95, 0.25), 4: (2001, 100.0, 0.5)}
+    for seed, (size, agreement, difference) in told.items():
+        manifest = study / f"large.seed{seed}" / "export" / "manifest.json"
+        files = json.loads(manifest.read_text())["files"]
+        (n,) = (n for n, one in enumerate(files) if (one["role"], one["precision"]) == ("merged", "int8"))
+        said = {"bytes": size, "agreement_with_torch": agreement, "difference_to_torch": difference}
+        rewrite(manifest, **{f"files__{n}__{key}": value for key, value in said.items()})
+    found = results(study)
+    quantized, calibrated = (row(found, variant, "student", "int8") for variant in ("large", "small"))
+    assert quantized.file_bytes == 1500  # the mean
+    assert (quantized.agreement_with_torch_min, quantized.difference_to_torch_max) == (99.95, 0.5)
+    assert (calibrated.agreement_with_torch_min, calibrated.difference_to_torch_max) == (None, None)
+    sizes = [
+        (study / run / "export" / "student.merged.int8.onnx").stat().st_size for run in ("small.seed3", "small.seed4")
+    ]
+    assert calibrated.file_bytes == round(statistics.mean(sizes))
+
+
+def test_a_row_that_was_written_before_sizes_were_has_none(study: Path) -> None:
+    older = row(results(study), "small", "student", "int8").model_dump()
+    for key in ("file_bytes", "agreement_with_torch_min", "difference_to_torch_max"):
+        del older[key]
+    assert ResultRow.model_validate(older).file_bytes is None
+
+
 def test_accuracy_of_each_class_and_what_it_is_taken_for() -> None:
     row = dict(network="student", parameters=1, seeds=[0], accuracy=[60.0], accuracy_mean=60.0, accuracy_sd=None, n=10)
     row |= dict(train_s=1.0, speedup=None, speedup_sd=None, reference=[])
@@ -373,6 +399,7 @@ def test_a_page_of_a_single_run_but_none_of_quick_ones(study: Path) -> None:
     (study.parent / "recipes" / "study.yaml").write_text(STUDY.replace("fashion-mnist,", "mnist,"))
     single = table(study / "small.seed3")
     assert (single["images"], single["settings"]) == (160, ["data.name=fashion-mnist", "seeds=[3]"])
+    assert single["compared_images"] == 200  # all that there are for validation
     for run in RUNS:
         rewrite(study / run / "run.json", quick=True)
     with pytest.raises(KdedgeError, match="was made with --quick: its accuracies mean nothing"):
@@ -478,7 +505,7 @@ def test_the_gate_of_one_run_does_not_stop_the_others(study: Path, finished: Pat
     command = ["export", str(study), "--int8", "--data-dir", str(finished.parent.parent / "data")]
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 3
-    assert done.stderr.count("lost too much accuracy") == 1 and f"{study / 'small.seed4' / 'export'}" in done.stderr
+    assert done.stderr.count("could not be validated") == 1 and f"{study / 'small.seed4' / 'export'}" in done.stderr
     assert all((study / run / "export" / "manifest.json").is_file() for run in RUNS)
     assert [line for line in done.stdout.splitlines() if "/" in line] == [
         "study/large.seed3",

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
 import pytest
 import torch
-from random_networks import data_of, images, network
+from random_networks import data_of, images, network, pixels_of
 from torch import Tensor, nn
 
-from exporters.float32 import fold_batch_norm
+from exporters.float32 import fold_batch_norm, to_graph
+from exporters.int8 import quantize_trained
+from exporters.parity import check_trained
 from kdedge.data.batches import normalise
+from kdedge.data.load import load
+from kdedge.distillation import distill
+from kdedge.losses import LOSSES, OF_LAYERS
 from kdedge.models.layers import GlobalMean
 from kdedge.models.network import Network, layers_of
 from kdedge.models.resnet import Residual
 from kdedge.models.view import Centre, LowResolution
+from kdedge.networks import finished_network, new_network
 from kdedge.quantize.fake import ActivationQuantizer
 from kdedge.quantize.layers import (
     QuantizedConv2d,
@@ -22,7 +33,10 @@ from kdedge.quantize.layers import (
     quantized_network,
     rounded,
     weight_limits,
+    with_rounded_biases,
 )
+from kdedge.recipe_reader import parse_recipe
+from kdedge.store import read_document
 
 FAMILIES = ["tcn-student-4", "mlp-30", "lenet5", "compact-4", "vgg-student-8", "resnet-1-1-0-0"]
 
@@ -149,3 +163,60 @@ def test_every_weight_has_a_gradient_through_the_rounding() -> None:
     made(seen).square().mean().backward()  # type: ignore[no-untyped-call]
     for name, parameter in made.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+# Each lesson teaches what rounds
+
+TAUGHT = """
+name: labels
+data: {name: fashion-mnist, validation: 100, calibration: 20, limit: 64}
+networks:
+  teacher: {model: edge-4, fit: {epochs: 2, batch_size: 16, lr: 0.01}}
+  student: {model: edge-4, fit: {epochs: 2, batch_size: 16, lr: 0.01}, quantize: {observe_steps: 4}}
+"""
+
+
+def student(runs: Path, data_dir: Path, *overrides: str) -> tuple[dict[str, Tensor], Network]:
+    """The weights with which a student that rounds starts, and the student after eight steps of finite losses."""
+    recipe = parse_recipe(TAUGHT, overrides=overrides)
+    run = distill(recipe, runs=runs, device="cpu", data_dir=data_dir)
+    losses = [epoch["loss"] for epoch in read_document(run.stage("fit student") / "stage.json")["history"]]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    start = quantized_network(new_network(recipe, "student"), 8, 4)
+    return start.state_dict(), finished_network(run, recipe, "student", "fit student")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all, so that their teacher is trained once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def by_labels(runs: Path, data_dir: Path) -> dict[str, Tensor]:
+    """What the student's weights become without another lesson."""
+    return student(runs, data_dir)[1].state_dict()
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES.keys() - {"cross_entropy"}))
+def test_each_lesson_moves_every_layer_and_the_file_computes_what_was_learned(
+    loss: str, by_labels: dict[str, Tensor], runs: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    layers = ", layer: conv2, from_layer: conv2" if loss in OF_LAYERS else ""
+    lesson = f"{{from: teacher, loss: {loss}{layers}, weight: 100}}"  # the values of some are that small
+    lessons = f"networks.student.learns=[{{loss: cross_entropy}}, {lesson}]"
+    start, trained = student(runs, data_dir, f"name={loss}", lessons)
+    learned = trained.state_dict()
+    assert all(value.isfinite().all() for value in learned.values())
+    for name in weight_limits(trained):
+        for other in (start, by_labels):
+            assert (learned[name] - other[name]).abs().max() > 0.005, name
+
+    given = torch.from_numpy(load("fashion-mnist", data_dir).test_images)
+    info = data_of("edge-4")
+    seen, pixels = normalise(given, info), pixels_of(info)
+    graph = to_graph(rounded(trained), seen[:2], "pixels", "logits")
+    onnx.save(quantize_trained(graph, weight_limits(trained), pixels, info.shape), tmp_path / "int8.onnx")
+    simulated = with_rounded_biases(fold_batch_norm(rounded(trained)), pixels.scale)
+    difference, _ = check_trained(tmp_path / "int8.onnx", simulated, given.numpy(), seen, of_classes=True)
+    assert difference < 0.01 * np.ptp(trained(seen).detach().numpy())

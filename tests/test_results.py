@@ -39,6 +39,33 @@ def test_the_tables_are_printed_from_their_json(results: ModuleType) -> None:
         assert path.with_suffix(".md").read_text(encoding="utf-8") == results.table_page(document), path.name
 
 
+def test_a_page_has_sizes_and_parity_where_its_json_has(results: ModuleType) -> None:
+    document = json.loads((ROOT / "docs" / "results" / "quantized_student.json").read_text(encoding="utf-8"))
+    rows = document["rows"]
+    for row in rows:
+        for key in ("file_bytes", "agreement_with_torch_min", "difference_to_torch_max"):
+            row.pop(key, None)
+    older = results.table_page(document)
+    assert "kB" not in older and "simulation" not in older
+
+    document["compared_images"] = 1234
+    for n, row in enumerate(rows):
+        row |= {"file_bytes": 1_000_400 + 1000 * n, "agreement_with_torch_min": None, "difference_to_torch_max": 1e-6}
+    rows[0] |= {"agreement_with_torch_min": 100.0}
+    rows[-1] |= {"variant": "rounded", "agreement_with_torch_min": 99.951, "difference_to_torch_max": 0.0321}
+    page = results.table_page(document).splitlines()
+    header, line, first, *_ = (text for text in page if text.startswith("|"))
+    assert header.endswith("| speed | kB |") and first.endswith(" | 1,000 |")
+    assert header.count("|") == line.count("|") == first.count("|")
+    told = [text for text in page if "simulation" in text]
+    assert told == [
+        "- teacher fp32 gives the class of its simulation in torch on at least 100.00% of 1,234 validation images with every "
+        "seed; logits differ by 1e-06 at most.",
+        "- student int8, rounded, gives the class of its simulation in torch on at least 99.95% of 1,234 validation images with "
+        "every seed; logits differ by 0.0321 at most.",
+    ]
+
+
 def test_the_pages_of_benchmarks_are_printed_from_their_json(results: ModuleType) -> None:
     for path, page in results.MEASURED.items():
         document = json.loads(path.read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ from typing import Any
 
 from kdedge.bench_report import COMPARED
 from kdedge.comparison import results, sentences
+from kdedge.deployment import COMPARED_IMAGES
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.manifest import read_manifest
 from kdedge.measurements import measurements_of
@@ -111,6 +112,7 @@ def _conditions(run: Path) -> Document:
     return {
         "data": data_name(data),
         "images": data["train"],
+        "compared_images": min(COMPARED_IMAGES, len(data["validation"])),
         "device": {key: device[key] for key in ("cpu", "cores", "cpu_class")},
         "versions": versions | {name: device[name] for name in versions if name in device},  # of what timed the files
     }
@@ -189,6 +191,9 @@ def table_page(results: Document) -> str:
         + ("threads" if one["threads"] > 1 else "thread")
         for one in results["timing"]
     )
+    sized = "file_bytes" in results["rows"][0]  # older documents have none
+    columns = ["network", "variant", "parameters", "precision", "seeds", "accuracy %", "printed %", "train s", "speed"]
+    columns += ["kB"] * sized
     lines = [
         f"# {name}",
         "",
@@ -204,8 +209,8 @@ def table_page(results: Document) -> str:
         "",
         _machine(results),
         "",
-        "| network | variant | parameters | precision | seeds | accuracy % | printed % | train s | speed |",
-        "|---|---|---|---|---|---|---|---|---|",
+        _line(columns),
+        "|" + "---|" * len(columns),
     ]
     for row in results["rows"]:
         printed = " ".join(f"{known['accuracy']:g}" for known in row["reference"])
@@ -213,11 +218,28 @@ def table_page(results: Document) -> str:
             _figure(row[mean], row[spread])
             for mean, spread in (("accuracy_mean", "accuracy_sd"), ("speedup", "speedup_sd"))
         )
-        lines.append(
-            f"| {row['network']} | {row['variant'] or ''} | {row['parameters']:,} | {row['precision']} "
-            f"| {', '.join(map(str, row['seeds']))} | {accuracy} | {printed} | {row['train_s']:.0f} | {speed} |"
-        )
-    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in results["sentences"])]) + "\n"
+        cells = [row["network"], row["variant"] or "", f"{row['parameters']:,}", row["precision"]]
+        cells += [", ".join(map(str, row["seeds"])), accuracy, printed, f"{row['train_s']:.0f}", speed]
+        if sized:
+            cells.append(f"{row['file_bytes'] / 1000:,.0f}")
+        lines.append(_line(cells))
+    return "\n".join([*lines, "", *(f"- {one}" for one in (*results["sentences"], *_parity(results)))]) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _parity(results: Document) -> Iterator[str]:
+    """How near each file of what was trained quantized is to its simulation in torch."""
+    for row in results["rows"]:
+        if (agreement := row.get("agreement_with_torch_min")) is not None:
+            variant = f", {row['variant']}," if row["variant"] else ""
+            yield (
+                f"{row['network']} {row['precision']}{variant} gives the class of its simulation in torch on at least "
+                f"{agreement:.2f}% of {results['compared_images']:,} validation images with every seed; logits differ by "
+                f"{row['difference_to_torch_max']:.3g} at most."
+            )
 
 
 def deploy_page(results: Document) -> str:
