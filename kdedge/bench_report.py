@@ -85,7 +85,11 @@ def sentences(report: BenchReport) -> list[str]:
             "recipe, distil it again, which trains nothing anew, and measure again."
         )
     restless = [_file(row) for row in report.rows if not row.settled]
-    restless += [f"{one.network} as {one.form} in {one.precision}" for one in report.forms if not one.settled]
+    restless += [
+        f"{one.network} as {one.form} in {one.precision} ({one.threads} threads)"
+        for one in report.forms
+        if not one.settled
+    ]
     if restless:
         said.append(f"Times had not settled when measuring began: {', '.join(restless)}.")
 

@@ -38,7 +38,7 @@ from kdedge.variants import QUICK_IMAGES
 
 __all__ = ["BenchReport", "bench", "rows_for_print"]
 
-IMAGES = 64  # of the test split, in turn: one and the same would flatter branch predictor and caches
+IMAGES = 64  # in turn: one and the same would flatter branch predictor and caches
 MIN_RUNS = 100  # of a file in a round, however slow it is
 COLD_STARTS = 3  # the median counts
 WAYS: dict[str, Way] = {"head": "members", "plain": "one graph as trained"}  # by role

@@ -27,7 +27,7 @@ from kdedge.data.batches import pixel_scale
 from kdedge.data.catalog import DatasetInfo
 from kdedge.data.load import load_recorded
 from kdedge.errors import GateError, RunError
-from kdedge.gates import judge, lost
+from kdedge.gates import judge, least_drop, lost
 from kdedge.manifest import DataRecord, ExportedFile, Manifest, Place, Precision, Repair
 from kdedge.models.network import count_parameters
 from kdedge.pieces import Piece, finished, pieces_of, roles
@@ -100,19 +100,20 @@ def export(
             manifest.accuracy = measure(folder, *validation, split="validation", known=known).rows
         store.write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
         store.drop_measurements(run.path)
-    _hold_the_gates(manifest, run.path / "export", repair)
+    hold_the_gates(manifest, run.path / "export", repair)
     return manifest
 
 
-def _hold_the_gates(manifest: Manifest, export: Path, repair: bool) -> None:
+def hold_the_gates(manifest: Manifest, export: Path, repair: bool) -> None:
     """Raise GateError with every verdict on what passed in no form, and with what helps."""
     if not (refused := manifest.refused):
         return
     trained_quantized = {file.network for file in manifest.files if file.agreement_with_torch is not None}
     advice = ["ship the fp32 files"]
-    if too_much := [verdict.network for verdict in refused if lost(verdict)]:
+    if too_much := [verdict for verdict in refused if lost(verdict)]:
         advice.append("train longer and export again")
-        if not repair and not trained_quantized.issuperset(too_much):
+        told = {verdict.network for verdict in too_much if least_drop(verdict.n) <= verdict.max_drop_points}
+        if not repair and told - trained_quantized:
             advice.append("export again with --repair")
     if any(verdict.drop_points is None for verdict in refused):
         advice.append("change deploy.cpu_classes: `kdedge devices` says which of them can be run here, and how")

@@ -23,7 +23,7 @@ from kdedge.manifest import FORMS, INT8, ExportedFile, GateResult, Manifest, Pla
 from kdedge.progress import Quiet
 from kdedge.recipe import Bench, Deploy
 from kdedge.recommendation import AS_FAST, FormRow, times_as_long
-from kdedge.statistics import paired_drop
+from kdedge.statistics import FEWEST_ROUNDS, paired_drop
 from kdedge.store import write_json
 from kdedge.validate import Known, Validation, graph_files, graphs, job_path, measure, put_array
 
@@ -104,7 +104,8 @@ def judge(
     Images are uint8 [n, C, H, W], labels integer [n]; an emulated class sees the first 2,000 of them. `write` makes the files
     of some networks in another form of int8, if they can have it; `repair` may add others for one that passed in none. `bench`
     says how forms are timed. The manifest gets the verdicts, what ships on which class, and all accuracies here; the forms of a
-    network that ship nowhere are deleted, unless none does. Raises GateError when there is nothing to judge, DeviceError when this machine fails.
+    network that ship nowhere are deleted, unless none does. Raises GateError when there is nothing to judge, DeviceError when
+    this machine fails.
     """
     known = Known() if known is None else known
     court = Court(export, manifest, images, labels, deploy, bench, known, progress or Quiet())
@@ -231,11 +232,14 @@ def _chosen(court: Court) -> dict[Place, dict[str, Precision]]:
 
 def _objection(court: Court, place: Place, form: Precision, others: dict[str, Precision]) -> str | None:
     """What speaks against a form on the CPU classes of `others`, which have another one: it fails there, is less accurate as far
-    as can be told, or is slower here."""
-    for cpu_class, other in others.items():
+    as can be told, or is slower here. Raises DeviceError when this machine fails."""
+    for cpu_class in sorted(others, key=lambda name: name != court.here):  # here it takes seconds, elsewhere minutes
+        other = others[cpu_class]
         try:
             there = court.said_on(court.device(cpu_class), other, form)
         except DeviceError as error:
+            if cpu_class == court.here:
+                raise
             return str(error)
         court.manifest.gates.append(
             verdict := gate(court.native, there, place, form, court.deploy.int8.max_drop_points)
@@ -245,16 +249,26 @@ def _objection(court: Court, place: Place, form: Precision, others: dict[str, Pr
             return f"it does not pass on {cpu_class}"
         if drop.lower_points > 0:
             return f"it loses {drop.points:.2f} points against {other} on {cpu_class}"
-    if court.here in others:
-        ratio = times_as_long(*court.times(place, form, others[court.here]))
-        if ratio > AS_FAST:
-            return f"it takes {ratio:.2f} times as long as {others[court.here]} here"
+        if cpu_class == court.here and (slow := _slower_here(court.times(place, form, other))):
+            return slow
+    return None
+
+
+def _slower_here(rows: list[FormRow]) -> str | None:
+    """What speaks against the first of two ways, as far as it was timed."""
+    row, other = rows
+    if len(row.round_p50_ms) < FEWEST_ROUNDS:
+        return f"{len(row.round_p50_ms)} rounds do not tell how fast it is here"
+    if (ratio := times_as_long(row, other)) > AS_FAST:
+        return f"it takes {ratio:.2f} times as long as {other.precision} here"
     return None
 
 
 def lost(verdict: GateResult) -> bool:
-    """Whether a network that is refused lost too much, rather than that nothing could be told: for want of the CPU, or images."""
-    return verdict.drop_points is not None and least_drop(verdict.n) <= verdict.max_drop_points
+    """Whether a network that is refused lost too much, rather than that it cannot be told, for want of the CPU or of images."""
+    if verdict.drop_points is None:
+        return False
+    return verdict.drop_points > verdict.max_drop_points or least_drop(verdict.n) <= verdict.max_drop_points
 
 
 def _keep_what_ships(export: Path, manifest: Manifest, chosen: dict[Place, dict[str, Precision]]) -> None:

@@ -132,7 +132,7 @@ class Recommended(BaseModel):
     latency_ms_p50: float
     cpu: str | None
     cpu_class: str
-    why: str  # two sentences
+    why: str  # what was chosen among, whether int8 is worth it, and what did not count
 
 
 class DataRecord(BaseModel):
@@ -162,7 +162,7 @@ class Manifest(BaseModel):
     accuracy: list[ValidationRow] = []
     gates: list[GateResult] = []  # the verdict on each int8 network on each CPU class, in every form that was tried
     repaired: list[Repaired] = []  # networks that no form of int8 did for
-    ships: dict[str, list[str]] = {}  # for each CPU class, the int8 files that passed on it
+    ships: dict[str, list[str]] = {}  # for each CPU class, the int8 files that are for it: they passed on it
     recommended: list[Recommended] = []  # the latest for each CPU that it was measured on
 
     @property

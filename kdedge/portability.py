@@ -25,6 +25,7 @@ from kdedge.validate import Known, Validation, measure
 from kdedge.variants import QUICK_IMAGES
 
 IMAGES = 2000  # of the test split: a few minutes a class
+NUMERICS = ("cpu", "cpu_class", "os", "python", "numpy", "onnxruntime")  # of a device: what its answers depend on
 
 
 class ClassRow(BaseModel):
@@ -130,7 +131,8 @@ def _kept(run: Run, report: CpuClasses) -> list[ClassRow]:
         before = read_as(run.path / CPU_CLASSES, CpuClasses)
     except RunError:  # there is none, or it is damaged
         return []
-    if (before.files, before.n, before.device) != (report.files, report.n, report.device):
+    same = all(before.device.get(key) == report.device.get(key) for key in NUMERICS)
+    if not same or (before.files, before.n) != (report.files, report.n):
         return []
     return [row for row in before.rows if row.cpu_class not in {one.cpu_class for one in report.rows}]
 
@@ -189,20 +191,28 @@ def sentences(report: CpuClasses) -> list[str]:
 
 def rows_to_print(report: CpuClasses) -> tuple[list[str], list[list[str]]]:
     """The rows as a table, one graph after the other."""
-    graphs = list(dict.fromkeys(_graph(row) for row in report.rows))
-    rows = sorted(report.rows, key=lambda row: graphs.index(_graph(row)))
+    graphs = list(dict.fromkeys(graph_name(row) for row in report.rows))
+    rows = sorted(report.rows, key=lambda row: graphs.index(graph_name(row)))
     return ["graph", "CPU class", "run on", "accuracy %", "as fp32", "as here"], [_cells(row) for row in rows]
 
 
-def _graph(row: ClassRow) -> str:
+def graph_name(row: ClassRow) -> str:
+    """What a table calls the graph of a row."""
     return f"{row.network} {row.role}" + ("" if row.precision == "int8" else f" {row.precision}")
 
 
 def _cells(row: ClassRow) -> list[str]:
-    names = [_graph(row), row.cpu_class]
-    if row.accuracy is None or row.accuracy_ci95 is None:
+    names = [graph_name(row), row.cpu_class]
+    if row.accuracy is None:
         return [*names, "not validated", "", "", ""]
-    half = (row.accuracy_ci95[1] - row.accuracy_ci95[0]) / 2
     where = row.qemu["cpu"] if row.qemu else "this machine"
     agreements = (f"{one:.2f}" for one in (row.agreement_fp32, row.agreement_native))
-    return [*names, where, f"{row.accuracy:.2f} ±{half:.2f}", *agreements]
+    return [*names, where, with_interval(row), *agreements]
+
+
+def with_interval(row: ClassRow) -> str:
+    """The accuracy of a row, with half its 95% interval; empty where it was not validated."""
+    if row.accuracy is None or row.accuracy_ci95 is None:
+        return ""
+    low, high = row.accuracy_ci95
+    return f"{row.accuracy:.2f} ±{(high - low) / 2:.2f}"

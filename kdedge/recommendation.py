@@ -37,23 +37,23 @@ def recommend(rows: list[FormRow], device: dict[str, Any], ships: Mapping[str, C
     """For each network the way to run it on a device: the fastest, or of those as fast the simplest and then the smallest.
 
     int8 counts where its files are among those that ship for the device's CPU class, as the manifest has them. There is none
-    of networks with fewer rounds than tell equal speeds from unknown ones, which is three.
+    for networks with fewer rounds than tell equal speeds from unknown ones, which is three.
     """
     cpu_class, found = str(device.get("cpu_class", "unknown")), []
     for network in dict.fromkeys(row.network for row in rows):
         forms = [row for row in rows if row.network == network]
         if min(len(row.round_p50_ms) for row in forms) < FEWEST_ROUNDS:
             continue
-        passed = [row for row in forms if row.precision == "fp32" or set(row.files) <= {*ships.get(cpu_class, ())}]
-        chosen, why = _best(passed), ""
-        if left_out := len(forms) - len(passed):
-            why = f" {left_out} {'ways' if left_out > 1 else 'way'} in int8 did not count: no gate was passed on {cpu_class}."
+        shipping = [row for row in forms if row.precision == "fp32" or set(row.files) <= {*ships.get(cpu_class, ())}]
+        chosen, why = _best(shipping), ""
+        if left_out := len(forms) - len(shipping):
+            why = f" {left_out} more in int8 did not count: their files do not ship for {cpu_class}."
         found.append(
             Recommended(
                 **chosen.model_dump(include={"network", "form", "precision", "threads", "files", "latency_ms_p50"}),
                 cpu=device.get("cpu"),
                 cpu_class=cpu_class,
-                why=_why(network, passed, chosen) + why,
+                why=_why(network, shipping, chosen) + why,
             )
         )
     return found
@@ -75,7 +75,7 @@ def _best(forms: list[FormRow]) -> FormRow:
 
 
 def _slower(row: FormRow, other: FormRow) -> bool:
-    """Whether it is for certain."""
+    """Whether it takes longer than another one, for certain."""
     ratios = [theirs / own for own, theirs in zip(row.round_p50_ms, other.round_p50_ms, strict=True)]
     _, interval = ratio_interval(ratios)
     return interval is not None and interval[1] < 1
@@ -94,6 +94,6 @@ def _why(network: str, forms: list[FormRow], chosen: FormRow) -> str:
     fp32, int8 = (chosen if chosen in by_float[one] else _best(by_float[one]) for one in (True, False))
     times = f"({int8.latency_ms_p50:.3f} against {fp32.latency_ms_p50:.3f} ms"
     sizes = f"{int8.file_bytes / 1000:,.0f} against {fp32.file_bytes / 1000:,.0f} kB)"
-    if _slower(fp32, int8):
+    if chosen is int8 and _slower(fp32, int8):
         return f"{said} int8 is worth it here {times}, {sizes}."
     return f"{said} int8 is not worth it here but for its size {times}, {sizes}."

@@ -20,7 +20,7 @@ from exporters.calibration import Calibration, activations
 from exporters.int8 import FORMS, quantize
 from exporters.signals import Layer, Signal, apart, layers
 from kdedge.data.catalog import DatasetInfo
-from kdedge.gates import Court, lost, name_of
+from kdedge.gates import Court, least_drop, name_of
 from kdedge.manifest import ExportedFile, GateResult, Manifest, Place, Precision, Repair, Repaired
 from kdedge.pieces import Piece
 from kdedge.statistics import ratio_interval
@@ -66,7 +66,7 @@ class Repairer:
         pieces, name = [piece for piece in self.pieces if piece.place == place], name_of(place)
         refused = [one for one in court.manifest.refused if one.place == place]
         not_run = {one.cpu_class for one in refused if one.drop_points is None}
-        failed = [one for one in refused if one.cpu_class not in not_run and lost(one)]
+        failed = [one for one in refused if one.cpu_class not in not_run and least_drop(one.n) <= one.max_drop_points]
         if any(piece.bits is not None for piece in pieces):
             court.progress.note(f"{name} is not repaired: it was trained quantized, and its scales are its own")
         elif not failed:

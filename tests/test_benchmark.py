@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from tiny_export import write_data, write_run
 
+from kdedge import devices
 from kdedge.bench_report import BenchReport, BenchRow, rows_for_print, sentences
 from kdedge.benchmark import bench
+from kdedge.devices import local
 from kdedge.errors import DataError, DeviceError, RecipeError, RunError
 from kdedge.manifest import ValidationRow, read_manifest
 from kdedge.store import open_run, write_json
@@ -168,7 +170,15 @@ def test_threads_given_win_over_the_recipes(data_dir: Path, tmp_path: Path) -> N
     assert report.rows[0].speedup_ci95 is None  # one round tells nothing of the spread between rounds
 
 
-def test_the_way_to_run_a_group_is_measured_and_written_into_the_manifest(data_dir: Path, tmp_path: Path) -> None:
+def test_the_way_to_run_a_group_is_measured_and_written_into_the_manifest(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def three_of_many(job: Any, files: Any) -> dict[str, Any]:
+        answer = local.run(job, files)
+        answer["device"] |= {"cores": 64, "affinity": 3}
+        return answer
+
+    monkeypatch.setitem(devices.DEVICES, "cpu", three_of_many)
     run = write_run(tmp_path / "tiny", data_dir, rounds=3, seconds=1e-9)
     manifest = read_manifest(run.path / "export")
     merged = [file for file in manifest.files if file.role == "merged"]
@@ -176,11 +186,10 @@ def test_the_way_to_run_a_group_is_measured_and_written_into_the_manifest(data_d
     write_json(run.path / "export" / "manifest.json", manifest.model_dump(mode="json"))
     for _ in range(2):  # the second time takes the place of the first
         report = bench(run, data_dir=data_dir)
-        threads = sorted({1, report.device["cores"]})
         ways = [(row.form, row.precision, row.threads) for row in report.forms]
         kinds = [(form, precision) for precision in ("fp32", "int8") for form in ("one graph", "members")]
         kinds += [("one graph as trained", "fp32"), ("one graph as trained", "int8")]
-        assert ways == [(*kind, n) for kind in kinds for n in threads]
+        assert ways == [(*kind, n) for kind in kinds for n in (1, 3)]
         assert all(row.n >= 300 and len(row.round_p50_ms) == 3 for row in report.forms)
         chain = next(row for row in report.forms if row.form == "members")
         assert chain.files == ["students.0.fp32.onnx", "students.1.fp32.onnx", "head.fp32.onnx"]
@@ -188,6 +197,21 @@ def test_the_way_to_run_a_group_is_measured_and_written_into_the_manifest(data_d
         (recommended,) = read_manifest(run.path / "export").recommended
         assert recommended.network == "students" and recommended.cpu_class == report.device["cpu_class"]
         assert report.verdicts[-1] == recommended.why
+
+
+def test_the_way_to_run_a_single_student_is_one_of_its_own_and_int8_has_to_ship(data_dir: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "tiny", data_dir, rounds=3, seconds=1e-9)
+    manifest = read_manifest(run.path / "export")
+    manifest.files = [file for file in manifest.files if file.role in ("teacher", "merged")]
+    write_json(run.path / "export" / "manifest.json", manifest.model_dump(mode="json"))
+    report = bench(run, data_dir=data_dir)
+    assert {(row.network, row.form) for row in report.forms} == {("students", "one graph")}
+    (recommended,) = read_manifest(run.path / "export").recommended
+    assert (recommended.files, recommended.precision) == (
+        ["students.fp32.onnx"],
+        "fp32",
+    )  # nothing ships in this manifest
+    assert "in int8 did not count: their files do not ship for" in recommended.why
 
 
 # The figures of the prototype: the sentences that a user must see.

@@ -19,11 +19,11 @@ from exporters.calibration import Calibration, ranges
 from exporters.int8 import quantize
 from kdedge.benchmark import bench
 from kdedge.data.load import load_recorded
-from kdedge.deployment import export, rows_to_print
+from kdedge.deployment import export, hold_the_gates, rows_to_print
 from kdedge.devices import here
 from kdedge.distillation import distill
 from kdedge.errors import DataError, GateError, KdedgeError, RunError
-from kdedge.manifest import Manifest
+from kdedge.manifest import GateResult, Manifest
 from kdedge.pieces import quantizable, roles
 from kdedge.recipe import Int8
 from kdedge.recipe_reader import parse_recipe, resolved_recipe
@@ -330,6 +330,49 @@ def test_a_lost_gate_leaves_the_files_and_says_why(alone: Run, data: Path) -> No
     (verdict,) = json.loads((alone.path / "export" / "manifest.json").read_text())["gates"]
     assert verdict["passed"] is False
     assert verdict["upper95_points"] > 0 == verdict["max_drop_points"]
+
+
+LOST = {"drop_points": 2.0, "n": 5000}
+UNTOLD = {"drop_points": 0.1, "n": 200}  # which cannot show less than 0.97
+NOT_RUN = {"drop_points": None, "n": 0}
+LONGER, REPAIR, CLASSES = (
+    ", or train longer and export again",
+    ", or export again with --repair",
+    ", or change deploy.cpu_",
+)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "repair", "trained_quantized", "first", "advice"),
+    [
+        ([LOST], False, False, "lost too much accuracy", LONGER + REPAIR + "."),
+        ([LOST], True, False, "lost too much accuracy", LONGER + "."),
+        ([LOST], False, True, "lost too much accuracy", LONGER + "."),
+        ([LOST | {"n": 200}], False, False, "lost too much accuracy", LONGER + "."),
+        ([UNTOLD], False, False, "could not be validated", "."),
+        ([NOT_RUN], False, False, "could not be validated", CLASSES),
+        ([LOST, NOT_RUN], False, False, "lost too much accuracy", LONGER + REPAIR + CLASSES),
+    ],
+)
+def test_a_refusal_advises_what_can_help(
+    verdicts: list[dict[str, Any]],
+    repair: bool,
+    trained_quantized: bool,
+    first: str,
+    advice: str,
+    exported: tuple[Path, Manifest],
+) -> None:
+    known = {"network": "students", "role": "merged", "upper95_points": 3.0, "max_drop_points": 0.5, "passed": False}
+    known |= {"only_fp32": 0, "only_int8": 0, "reason": "because"}
+    manifest = exported[1].model_copy(deep=True)
+    manifest.gates = [GateResult.model_validate(known | one | {"cpu_class": str(one)}) for one in verdicts]
+    for file in manifest.files:
+        file.agreement_with_torch = 100.0 if trained_quantized and file.precision == "int8" else None
+    with pytest.raises(GateError) as caught:
+        hold_the_gates(manifest, Path("there"), repair)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"The int8 export {first}:" and lines[1:-1] == ["  because"] * len(verdicts)
+    assert lines[-1].startswith(f"The files are in there; ship the fp32 files{advice}")
 
 
 def test_a_class_that_cannot_be_run_is_not_said_to_have_lost(

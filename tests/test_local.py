@@ -89,15 +89,18 @@ def test_a_runner_that_hangs_is_stopped(files: dict[str, Path]) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_a_job_has_half_a_day(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("task", "seconds"), [("accuracy", 43200), ("latency", 3600)])
+def test_accuracy_has_half_a_day_and_other_jobs_an_hour(
+    task: str, seconds: int, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The accuracy of all graphs on 10,000 images is one job, which a slow machine does not do in an hour."""
 
     def hang(command: list[str], *, timeout: float, **options: Any) -> None:
         raise subprocess.TimeoutExpired(command, timeout)
 
     monkeypatch.setattr("subprocess.run", hang)
-    with pytest.raises(DeviceError, match="did not end within 43200 s"):
-        local.run(job(files, "accuracy"), files)
+    with pytest.raises(DeviceError, match=f"did not end within {seconds} s"):
+        local.run(job(files, task), files)
 
 
 @pytest.mark.parametrize(

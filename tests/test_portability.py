@@ -1,6 +1,8 @@
 """int8 files on CPU classes: rows of classes whose every answer is known, and what is said of the others."""
 
 import copy
+import inspect
+import itertools
 import json
 import os
 from pathlib import Path
@@ -32,6 +34,7 @@ class Said(Quiet):
 
 
 ANSWERS: dict[str, dict[str, Any]] = {}
+LOADS = itertools.count()  # a machine is never twice the same
 
 
 def runner(job: Any, files: Any) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def classes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def native(job: Any, files: Any) -> dict[str, Any]:
         answer = runner(job, files)
-        answer["device"]["cpu_class"] = "x86-avx2"
+        answer["device"] |= {"cpu_class": "x86-avx2", "load_average_1min": next(LOADS)}
         return answer
 
     monkeypatch.setitem(devices.DEVICES, "cpu", native)
@@ -154,15 +157,20 @@ def test_classes_are_chosen_and_an_unknown_one_is_refused_before_anything_is_run
 
 
 def test_the_first_of_the_images_or_all(folder: Path, data_dir: Path) -> None:
+    assert inspect.signature(validate).parameters["images"].default == 2000
     for images, n in ((50, 50), (N + 1, N), (None, N)):
         report = validate(folder, cpu_classes=["x86-sse"], images=images, data_dir=data_dir)
         assert {report.n, *(row.n for row in (*report.rows, *report.fp32))} == {n}
 
 
-def test_a_quick_run_is_measured_on_few_images_at_most(folder: Path, data_dir: Path) -> None:
+def test_a_quick_run_is_measured_on_few_images_at_most(
+    folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdedge.portability.QUICK_IMAGES", 60)
     run = open_run(folder)
     run.quick = True
-    assert [validate(run, cpu_classes=["x86-sse"], images=n, data_dir=data_dir).n for n in (50, None)] == [50, N]
+    found = [validate(run, cpu_classes=["x86-sse"], images=n, data_dir=data_dir).n for n in (50, 100, None)]
+    assert found == [50, 60, 60]
 
 
 def test_what_is_known_of_other_classes_is_kept(folder: Path, data_dir: Path) -> None:

@@ -16,7 +16,7 @@ from results import ROOT, Document, data_name, distill, settings
 
 from kdedge import devices
 from kdedge.errors import KdedgeError
-from kdedge.portability import ClassRow, CpuClasses
+from kdedge.portability import ClassRow, CpuClasses, graph_name, with_interval
 from kdedge.recipe_reader import resolved_recipe
 from kdedge.store import CPU_CLASSES, open_run, read_as, runs_of
 
@@ -73,22 +73,21 @@ def _recipe(report: CpuClasses) -> str:
 def _rows(report: CpuClasses, emulated: list[str]) -> list[list[str]]:
     """A row a graph: its accuracy in fp32 and in int8 here, and that of the int8 file on each emulated class."""
     fp32 = {(row.network, row.role): row.accuracy for row in report.fp32}
-    by_graph: dict[tuple[str, str, str], dict[str, ClassRow]] = {}
+    by_graph: dict[str, dict[str, ClassRow]] = {}
     for row in report.rows:
-        by_graph.setdefault((row.network, row.role, row.precision), {})[row.cpu_class] = row
+        by_graph.setdefault(graph_name(row), {})[row.cpu_class] = row
     table = []
-    for (network, role, precision), rows in by_graph.items():
-        name = f"{network} {role}" + ("" if precision == "int8" else f" {precision}")
+    for name, rows in by_graph.items():
+        network, role = name.split()[:2]
         here = rows.get(report.device["cpu_class"])
         table.append([name, f"{fp32[network, role]:.2f}", *_here(here), *(_there(rows.get(one)) for one in emulated)])
     return table
 
 
 def _here(row: ClassRow | None) -> tuple[str, str]:
-    if row is None or row.accuracy is None or row.accuracy_ci95 is None:
+    if row is None or row.accuracy is None:
         return "not validated", ""
-    low, high = row.accuracy_ci95
-    return f"{row.accuracy:.2f} ±{(high - low) / 2:.2f}", f"{row.agreement_fp32:.2f}"
+    return with_interval(row), f"{row.agreement_fp32:.2f}"
 
 
 def _there(row: ClassRow | None) -> str:

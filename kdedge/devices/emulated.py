@@ -57,7 +57,7 @@ def run(
     files: Mapping[str, Path],
     *,
     arm64: Path | None = None,
-    timeout_s: float = local.TIMEOUT_S,
+    timeout_s: float | None = None,
 ) -> dict[str, Any]:
     """The runner's answer to `job` on a CPU of `cpu_class`, one of GUESTS; its `device` says what was emulated, and by what.
 
