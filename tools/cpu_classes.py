@@ -16,7 +16,7 @@ from results import ROOT, Document, data_name, distill, settings
 
 from kdedge import devices
 from kdedge.errors import KdedgeError
-from kdedge.portability import ClassRow, CpuClasses, graph_name, with_interval
+from kdedge.portability import IMAGES, ClassRow, CpuClasses, graph_name, with_interval
 from kdedge.recipe_reader import resolved_recipe
 from kdedge.store import CPU_CLASSES, open_run, read_as, runs_of
 
@@ -30,7 +30,7 @@ def page(reports: list[Document]) -> str:
     lines = [
         "# int8 on every CPU class",
         "",
-        "Written by `python tools/cpu_classes.py` from [cpu_classes.json](cpu_classes.json), which `kdedge validate` made of each run.",
+        "Written by `python tools/cpu_classes.py` from [cpu_classes.json](cpu_classes.json), which the commands of each run made.",
         "Accuracy of the exported files in percent, with half its 95% interval, on this machine: fp32, and int8. `as fp32`: the",
         "percentage of images that get the same class from both. Then the accuracy of the same int8 file on each CPU class, and in",
         "brackets how many images get another class there than here. Classes that are not this machine's are emulated by QEMU, which",
@@ -53,7 +53,7 @@ def page(reports: list[Document]) -> str:
             f"{report.n:,} test images of {content['data']}. {device['cpu']}, {device['cores']} cores. {', '.join([*tools, *qemu])}.",
             "",
             "```sh",
-            shlex.join(distill(_recipe(report), content["settings"])),
+            *map(shlex.join, _commands(report, content["settings"])),
             "```",
             "",
             f"| {' | '.join(header)} |",
@@ -63,6 +63,16 @@ def page(reports: list[Document]) -> str:
         reasons = {row.cpu_class: row.reason for row in report.rows if row.reason}
         lines += ["", *(f"- {name} was not validated: {reason}" for name, reason in reasons.items())] if reasons else []
     return "\n".join(lines) + "\n"
+
+
+def _commands(report: CpuClasses, arguments: list[str]) -> list[list[str]]:
+    """What makes the run and its report."""
+    run, images = f"runs/{report.recipe}", [] if report.n == IMAGES else ["--images", str(report.n)]
+    return [
+        distill(_recipe(report), arguments),
+        ["kdedge", "export", run, "--int8"],
+        ["kdedge", "validate", run, *images],
+    ]
 
 
 def _recipe(report: CpuClasses) -> str:
