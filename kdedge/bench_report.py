@@ -86,7 +86,7 @@ def sentences(report: BenchReport) -> list[str]:
         )
     restless = [_file(row) for row in report.rows if not row.settled]
     restless += [
-        f"{one.network} as {one.form} in {one.precision} ({one.threads} threads)"
+        f"{one.network} as {one.form} in {one.precision} on {one.threads} {'threads' if one.threads > 1 else 'thread'}"
         for one in report.forms
         if not one.settled
     ]

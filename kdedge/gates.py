@@ -244,9 +244,9 @@ def _objection(court: Court, place: Place, form: Precision, others: dict[str, Pr
         court.manifest.gates.append(
             verdict := gate(court.native, there, place, form, court.deploy.int8.max_drop_points)
         )
-        drop = paired_drop(there.right(*place, other), there.right(*place, form))
         if not verdict.passed:
             return f"it does not pass on {cpu_class}"
+        drop = paired_drop(there.right(*place, other), there.right(*place, form))
         if drop.lower_points > 0:
             return f"it loses {drop.points:.2f} points against {other} on {cpu_class}"
         if cpu_class == court.here and (slow := _slower_here(court.times(place, form, other))):

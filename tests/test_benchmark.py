@@ -15,6 +15,7 @@ from kdedge.benchmark import bench
 from kdedge.devices import local
 from kdedge.errors import DataError, DeviceError, RecipeError, RunError
 from kdedge.manifest import ValidationRow, read_manifest
+from kdedge.recommendation import FormRow
 from kdedge.store import open_run, write_json
 from kdedge.validate import Validation
 
@@ -310,6 +311,12 @@ def test_a_busy_machine_and_restless_times_are_said_first() -> None:
     first, second, *_ = sentences(prototype(restless, TEACHER[1], own_cpu_share=0.61))
     assert first.startswith("Something else kept the processor busy: the runner had 61% of its core.")
     assert second == "Times had not settled when measuring began: teacher teacher fp32."
+    known = {"network": "students", "form": "members", "precision": "int8", "n": 100, "files": [], "file_bytes": 1}
+    known |= {"latency_ms_p50": 0.1, "latency_ms_p50_ci95": None, "round_p50_ms": [0.1], "settled": False}
+    report = prototype(*TEACHER)
+    report.forms = [FormRow.model_validate(known | {"threads": threads}) for threads in (1, 2)]
+    said = "students as members in int8 on 1 thread, students as members in int8 on 2 threads"
+    assert sentences(report)[0] == f"Times had not settled when measuring began: {said}."
     assert not any("busy" in line for line in sentences(prototype(*TEACHER)))
 
 
