@@ -94,6 +94,8 @@ def _why(network: str, forms: list[FormRow], chosen: FormRow) -> str:
     fp32, int8 = (chosen if chosen in by_float[one] else _best(by_float[one]) for one in (True, False))
     times = f"({int8.latency_ms_p50:.3f} against {fp32.latency_ms_p50:.3f} ms"
     sizes = f"{int8.file_bytes / 1000:,.0f} against {fp32.file_bytes / 1000:,.0f} kB)"
-    if chosen is int8 and _slower(fp32, int8):
+    if chosen is not int8 or times_as_long(fp32, int8) <= AS_FAST:
+        return f"{said} int8 is not worth it here but for its size {times}, {sizes}."
+    if _slower(fp32, int8):
         return f"{said} int8 is worth it here {times}, {sizes}."
-    return f"{said} int8 is not worth it here but for its size {times}, {sizes}."
+    return f"{said} int8 may be worth it here {times}, {sizes}: its times vary too much to tell."

@@ -70,6 +70,13 @@ def test_int8_that_is_faster_but_not_chosen_is_not_worth_it() -> None:
     assert "int8 is not worth it here but for its size (0.100 against 0.104 ms" in found.why
 
 
+def test_int8_that_is_faster_but_not_for_certain_is_left_open() -> None:
+    varying = way("one graph", "int8", 2, 0.124, round_p50_ms=[0.1, 0.18, 0.12, 0.17, 0.11])
+    (found,) = recommend([way("one graph", "fp32", 2, 0.151), varying], DEVICE, SHIPS)
+    said = "int8 may be worth it here (0.124 against 0.151 ms, 62 against 235 kB): its times vary too much to tell."
+    assert (found.precision, found.why.endswith(said)) == ("int8", True)
+
+
 def test_int8_that_does_not_ship_for_this_class_is_not_recommended() -> None:
     rows = [way("one graph", "fp32", 1, 0.2), way("one graph", "int8", 1, 0.1), way("members", "int8", 1, 0.1)]
     (found,) = recommend(rows, DEVICE, {"arm64": SHIPS["x86-vnni"]})
